@@ -1,0 +1,982 @@
+//! A *batch*: the items of one request as columns. It is what the decoder builds, what the journal keeps, what queries
+//! scan before a block exists, and what a block is made from, so an item is taken apart once and never put together again
+//! on the way in.
+//!
+//! Spans, log records and metric points share the layout. A row has a *lane* (context, kind, name), the ids and times
+//! that every signal has, and a *shape*: the list of columns for which it has a value, in the order in which the
+//! client sent them. What only some rows have (events, a status message, a body) is a column too, under a `Field` instead of
+//! an attribute key. Rows of one lane nearly always repeat the shape, the keys and most values of the row before;
+//! the builder compares with that row first and hashes only what differs.
+
+use crate::pack::{Reader, Writer, corrupt, unzigzag, zigzag};
+use crate::{Damaged, Service, Signal, SpanId, TraceId};
+use hashbrown::HashTable;
+use std::hash::{BuildHasher, Hasher};
+
+/// What a column holds: an attribute, or one of the parts that only some items have.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Field {
+    Attribute = 0,
+    StatusMessage = 1,
+    TraceState = 2,
+    Flags = 3,
+    DroppedAttributes = 4,
+    Events = 5,
+    DroppedEvents = 6,
+    Links = 7,
+    DroppedLinks = 8,
+    SeverityText = 9,
+    Body = 10,
+    Unit = 20,
+    Description = 21,
+    Temporality = 22,
+    Monotonic = 23,
+    Value = 24,
+    Count = 25,
+    Sum = 26,
+    Min = 27,
+    Max = 28,
+    /// Bucket bounds and counts, exponential scale and offsets, or quantiles: a nested value.
+    Buckets = 29,
+    Exemplars = 30,
+    Metadata = 31,
+}
+
+impl Field {
+    const ALL: [Field; 23] = [
+        Field::Attribute,
+        Field::StatusMessage,
+        Field::TraceState,
+        Field::Flags,
+        Field::DroppedAttributes,
+        Field::Events,
+        Field::DroppedEvents,
+        Field::Links,
+        Field::DroppedLinks,
+        Field::SeverityText,
+        Field::Body,
+        Field::Unit,
+        Field::Description,
+        Field::Temporality,
+        Field::Monotonic,
+        Field::Value,
+        Field::Count,
+        Field::Sum,
+        Field::Min,
+        Field::Max,
+        Field::Buckets,
+        Field::Exemplars,
+        Field::Metadata,
+    ];
+
+    pub fn from_code(code: u8) -> Option<Field> {
+        Field::ALL.into_iter().find(|f| *f as u8 == code)
+    }
+}
+
+/// How the 32-bit word of a value is to be read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// An index into the strings.
+    Str = 0,
+    /// An integer from 0 to 65,535, itself.
+    Small = 1,
+    /// An index into the wide numbers: any other integer.
+    Wide = 2,
+    /// An index into the wide numbers: the bits of a double.
+    Double = 3,
+    Bool = 4,
+    /// An index into the blobs.
+    Bytes = 5,
+    /// An index into the blobs: an encoded `Value`, or a list of events or links.
+    Nested = 6,
+    Empty = 7,
+}
+
+impl Kind {
+    pub fn from_code(code: u8) -> Option<Kind> {
+        use Kind::*;
+        [Str, Small, Wide, Double, Bool, Bytes, Nested, Empty].into_iter().find(|k| *k as u8 == code)
+    }
+}
+
+/// What a row says about itself, decided once by the collector, which knows the semantic conventions.
+pub mod marks {
+    /// The two lowest bits are the status code: 0 unset, 1 ok, 2 error.
+    pub const STATUS: u8 = 0b11;
+    /// Counts as failed: status error, or a server-side error code where the status is unset.
+    pub const ERROR: u8 = 1 << 2;
+    /// Counts as a request of its service: a SERVER span, or a CONSUMER span that processes.
+    pub const REQUEST: u8 = 1 << 3;
+    /// Has no parent.
+    pub const ROOT: u8 = 1 << 4;
+}
+
+/// An append-only arena of byte strings, addressed by ordinal.
+#[derive(Clone, Debug, Default)]
+pub struct Arena {
+    ends: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
+impl Arena {
+    #[inline]
+    pub fn get(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
+        &self.bytes[start..self.ends[id] as usize]
+    }
+
+    pub fn str(&self, id: u32) -> &str {
+        std::str::from_utf8(self.get(id)).expect("strings are checked for UTF-8 before they enter the arena")
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) -> u32 {
+        self.bytes.extend_from_slice(bytes);
+        self.ends.push(self.bytes.len() as u32);
+        self.ends.len() as u32 - 1
+    }
+
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len() + self.ends.len() * 4
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.varint(self.ends.len() as u64);
+        let mut before = 0;
+        let lengths: Vec<u32> = self.ends.iter().map(|end| end - std::mem::replace(&mut before, *end)).collect();
+        out.packed_u32(&lengths);
+        out.extend_from_slice(&self.bytes);
+    }
+
+    fn read(reader: &mut Reader<'_>, text: bool) -> Result<Arena, Damaged> {
+        let count = count(reader)?;
+        let mut end = 0u32;
+        let mut ends = reader.packed_u32(count, u32::MAX as usize)?;
+        for length in &mut ends {
+            end = end.checked_add(*length).ok_or(corrupt("an arena beyond 4 GiB"))?;
+            *length = end;
+        }
+        let bytes = reader.take(end as usize)?.to_vec();
+        if text {
+            let all = std::str::from_utf8(&bytes).map_err(|_| corrupt("a string that is not UTF-8"))?;
+            if !ends.iter().all(|end| all.is_char_boundary(*end as usize)) {
+                return Err(corrupt("a string cut inside a character"));
+            }
+        }
+        Ok(Arena { ends, bytes })
+    }
+}
+
+/// An arena in which equal strings have one ordinal.
+#[derive(Default)]
+pub struct Interner {
+    arena: Arena,
+    table: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
+}
+
+impl Interner {
+    #[inline]
+    fn hash(&self, bytes: &[u8]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write(bytes);
+        hasher.finish()
+    }
+
+    #[inline]
+    pub fn find(&self, bytes: &[u8]) -> Option<u32> {
+        self.table.find(self.hash(bytes), |id| self.arena.get(*id) == bytes).copied()
+    }
+
+    pub fn intern(&mut self, bytes: &[u8]) -> u32 {
+        self.intern_checked(bytes, |_| true).expect("nothing is refused")
+    }
+
+    /// A new string enters only if `check` lets it; one that is there was checked before.
+    #[inline]
+    fn intern_checked(&mut self, bytes: &[u8], check: impl Fn(&[u8]) -> bool) -> Option<u32> {
+        let hash = self.hash(bytes);
+        if let Some(id) = self.table.find(hash, |id| self.arena.get(*id) == bytes) {
+            return Some(*id);
+        }
+        if !check(bytes) {
+            return None;
+        }
+        let id = self.arena.push(bytes);
+        let (arena, hasher) = (&self.arena, &self.hasher);
+        self.table.insert_unique(hash, id, |id| {
+            let mut state = hasher.build_hasher();
+            state.write(arena.get(*id));
+            state.finish()
+        });
+        Some(id)
+    }
+
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    pub fn into_arena(self) -> Arena {
+        self.arena
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub field: Field,
+    pub kind: Kind,
+    /// The attribute's key; the empty string for other fields.
+    pub key: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct BatchResource {
+    pub environment: u32,
+    pub namespace: u32,
+    pub name: u32,
+    /// A blob: an encoded `Resource`.
+    pub body: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lane {
+    pub context: u32,
+    /// Span kind, severity number, or metric type.
+    pub kind: u8,
+    /// Span name, event name, or metric name.
+    pub name: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub signal: Signal,
+    pub strings: Arena,
+    pub blobs: Arena,
+    pub wide: Vec<u64>,
+    pub resources: Vec<BatchResource>,
+    /// Blobs: encoded `Scope`s.
+    pub scopes: Vec<u32>,
+    /// (resource, scope)
+    pub contexts: Vec<(u32, u32)>,
+    pub lanes: Vec<Lane>,
+    pub columns: Vec<Column>,
+    /// Where each shape ends in `shape_columns`.
+    pub shape_ends: Vec<u32>,
+    pub shape_columns: Vec<u32>,
+    pub trace_ids: Vec<[u8; 16]>,
+
+    // One entry a row.
+    pub lane: Vec<u32>,
+    pub shape: Vec<u32>,
+    /// 0 is "none", n is `trace_ids[n - 1]`.
+    pub trace: Vec<u32>,
+    pub span: Vec<u64>,
+    pub parent: Vec<u64>,
+    /// Spans: start. Logs: time. Points: time. Nanoseconds since the epoch.
+    pub time: Vec<u64>,
+    /// Spans: end − start. Logs: observed time − time. Points: time − start time. Nanoseconds, wrapping.
+    pub duration: Vec<i64>,
+    pub marks: Vec<u8>,
+    /// Where a row's words begin in `values`.
+    pub values_start: Vec<u32>,
+
+    pub values: Vec<u32>,
+}
+
+/// A value of a row, still inside its batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Cell<'a> {
+    Str(&'a str),
+    Int(i64),
+    Double(f64),
+    Bool(bool),
+    Bytes(&'a [u8]),
+    Nested(&'a [u8]),
+    Empty,
+}
+
+impl Batch {
+    pub fn rows(&self) -> usize {
+        self.lane.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lane.is_empty()
+    }
+
+    /// What it occupies in memory, for budgets.
+    pub fn byte_len(&self) -> usize {
+        self.strings.byte_len()
+            + self.blobs.byte_len()
+            + self.wide.len() * 8
+            + self.trace_ids.len() * 16
+            + self.rows() * (4 * 4 + 8 * 4 + 1)
+            + self.values.len() * 4
+            + 512
+    }
+
+    pub fn shape_of(&self, row: usize) -> &[u32] {
+        self.shape_columns_of(self.shape[row])
+    }
+
+    pub fn shape_columns_of(&self, shape: u32) -> &[u32] {
+        let shape = shape as usize;
+        let start = if shape == 0 { 0 } else { self.shape_ends[shape - 1] as usize };
+        &self.shape_columns[start..self.shape_ends[shape] as usize]
+    }
+
+    /// The columns of a row with their values, in the client's order.
+    pub fn cells(&self, row: usize) -> impl Iterator<Item = (Column, Cell<'_>)> {
+        let start = self.values_start[row] as usize;
+        self.shape_of(row).iter().enumerate().map(move |(at, column)| {
+            let column = self.columns[*column as usize];
+            (column, self.cell(column.kind, self.values[start + at]))
+        })
+    }
+
+    pub fn cell(&self, kind: Kind, word: u32) -> Cell<'_> {
+        match kind {
+            Kind::Str => Cell::Str(self.strings.str(word)),
+            Kind::Small => Cell::Int(word.into()),
+            Kind::Wide => Cell::Int(self.wide[word as usize] as i64),
+            Kind::Double => Cell::Double(f64::from_bits(self.wide[word as usize])),
+            Kind::Bool => Cell::Bool(word != 0),
+            Kind::Bytes => Cell::Bytes(self.blobs.get(word)),
+            Kind::Nested => Cell::Nested(self.blobs.get(word)),
+            Kind::Empty => Cell::Empty,
+        }
+    }
+
+    pub fn trace_id(&self, row: usize) -> Option<TraceId> {
+        self.trace[row].checked_sub(1).map(|ordinal| TraceId(self.trace_ids[ordinal as usize]))
+    }
+
+    pub fn span_id(&self, row: usize) -> SpanId {
+        SpanId(self.span[row])
+    }
+
+    /// Spans end here; logs were observed here.
+    pub fn end(&self, row: usize) -> u64 {
+        self.time[row].wrapping_add_signed(self.duration[row])
+    }
+
+    pub fn service(&self, resource: u32) -> Service {
+        let resource = &self.resources[resource as usize];
+        Service {
+            name: self.strings.str(resource.name).to_owned(),
+            namespace: self.strings.str(resource.namespace).to_owned(),
+            environment: self.strings.str(resource.environment).to_owned(),
+        }
+    }
+
+    pub fn resource_of(&self, row: usize) -> u32 {
+        self.contexts[self.lanes[self.lane[row] as usize].context as usize].0
+    }
+
+    /// As a journal record's body; `RECORD_VERSION` says how it is laid out.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let rows = self.rows();
+        let mut out = Vec::with_capacity(self.strings.byte_len() + self.blobs.byte_len() + rows * 64 + self.values.len() * 2 + 256);
+        out.push(self.signal as u8);
+        out.varint(rows as u64);
+        self.strings.write(&mut out);
+        self.blobs.write(&mut out);
+        out.varint(self.wide.len() as u64);
+        out.packed(&self.wide);
+        out.varint(self.resources.len() as u64);
+        for resource in &self.resources {
+            for id in [resource.environment, resource.namespace, resource.name, resource.body] {
+                out.varint(id.into());
+            }
+        }
+        out.varint(self.scopes.len() as u64);
+        out.packed_u32(&self.scopes);
+        out.varint(self.contexts.len() as u64);
+        for (resource, scope) in &self.contexts {
+            out.varint((*resource).into());
+            out.varint((*scope).into());
+        }
+        out.varint(self.lanes.len() as u64);
+        for lane in &self.lanes {
+            out.varint(lane.context.into());
+            out.push(lane.kind);
+            out.varint(lane.name.into());
+        }
+        out.varint(self.columns.len() as u64);
+        for column in &self.columns {
+            out.push(column.field as u8);
+            out.push(column.kind as u8);
+            out.varint(column.key.into());
+        }
+        out.varint(self.shape_ends.len() as u64);
+        out.packed_u32(&self.shape_ends);
+        out.varint(self.shape_columns.len() as u64);
+        out.packed_u32(&self.shape_columns);
+        out.varint(self.trace_ids.len() as u64);
+        out.extend_from_slice(self.trace_ids.as_flattened());
+        out.packed_u32(&self.lane);
+        out.packed_u32(&self.shape);
+        out.packed_u32(&self.trace);
+        out.packed(&self.span);
+        out.packed(&self.parent);
+        out.packed(&self.time);
+        out.packed(&self.duration.iter().map(|d| zigzag(*d)).collect::<Vec<_>>());
+        out.extend_from_slice(&self.marks);
+        out.varint(self.values.len() as u64);
+        out.packed_u32(&self.values);
+        out
+    }
+
+    /// Reads a record of any version that was ever written. Whatever it returns is sound: every reference in it
+    /// points at something, so the code behind it need not ask again.
+    pub fn from_bytes(version: u32, bytes: &[u8]) -> Result<Batch, Damaged> {
+        if version != RECORD_VERSION {
+            return Err(corrupt("a journal record of a later version"));
+        }
+        let mut reader = Reader::new(bytes);
+        let r = &mut reader;
+        let signal = Signal::from_code(r.byte()?).ok_or(corrupt("an unknown signal"))?;
+        let rows = count(r)?;
+        let strings = Arena::read(r, true)?;
+        let blobs = Arena::read(r, false)?;
+        let wide_len = count(r)?;
+        let wide = r.packed(wide_len)?;
+        let text = |r: &mut Reader<'_>| below(r.varint()?, strings.len());
+        let mut resources = Vec::new();
+        for _ in 0..r.count()? {
+            let (environment, namespace, name) = (text(r)?, text(r)?, text(r)?);
+            resources.push(BatchResource { environment, namespace, name, body: below(r.varint()?, blobs.len())? });
+        }
+        let scope_count = count(r)?;
+        let scopes = r.packed_u32(scope_count, blobs.len())?;
+        let mut contexts = Vec::new();
+        for _ in 0..r.count()? {
+            contexts.push((below(r.varint()?, resources.len())?, below(r.varint()?, scopes.len())?));
+        }
+        let mut lanes = Vec::new();
+        for _ in 0..r.count()? {
+            lanes.push(Lane { context: below(r.varint()?, contexts.len())?, kind: r.byte()?, name: text(r)? });
+        }
+        let mut columns = Vec::new();
+        for _ in 0..r.count()? {
+            let field = Field::from_code(r.byte()?).ok_or(corrupt("an unknown field"))?;
+            let kind = Kind::from_code(r.byte()?).ok_or(corrupt("an unknown kind of value"))?;
+            columns.push(Column { field, kind, key: text(r)? });
+        }
+        let shape_count = count(r)?;
+        let shape_ends = r.packed_u32(shape_count, usize::MAX)?;
+        let columns_len = count(r)?;
+        let shape_columns = r.packed_u32(columns_len, columns.len())?;
+        if !shape_ends.is_sorted() || shape_ends.last().is_some_and(|end| *end as usize > columns_len) {
+            return Err(corrupt("a shape beyond its columns"));
+        }
+        let trace_count = r.count()?;
+        let (trace_ids, _) = r.take(trace_count.checked_mul(16).ok_or(corrupt("too many traces"))?)?.as_chunks::<16>();
+        let trace_ids = trace_ids.to_vec();
+        let lane = r.packed_u32(rows, lanes.len())?;
+        let shape = r.packed_u32(rows, shape_count)?;
+        let trace = r.packed_u32(rows, trace_count + 1)?;
+        let span = r.packed(rows)?;
+        let parent = r.packed(rows)?;
+        let time = r.packed(rows)?;
+        let duration = r.packed(rows)?.into_iter().map(unzigzag).collect();
+        let marks = r.take(rows)?.to_vec();
+        let values_len = count(r)?;
+        let values = r.packed_u32(values_len, usize::MAX)?;
+        let mut batch = Batch {
+            signal,
+            strings,
+            blobs,
+            wide,
+            resources,
+            scopes,
+            contexts,
+            lanes,
+            columns,
+            shape_ends,
+            shape_columns,
+            trace_ids,
+            lane,
+            shape,
+            trace,
+            span,
+            parent,
+            time,
+            duration,
+            marks,
+            values_start: Vec::with_capacity(rows),
+            values,
+        };
+        let mut at = 0usize;
+        for row in 0..rows {
+            batch.values_start.push(at as u32);
+            let columns = batch.shape_of(row);
+            let words = batch.values.get(at..at + columns.len()).ok_or(corrupt("a row without its values"))?;
+            for (column, word) in columns.iter().zip(words) {
+                let bound = match batch.columns[*column as usize].kind {
+                    Kind::Str => batch.strings.len(),
+                    Kind::Bytes | Kind::Nested => batch.blobs.len(),
+                    Kind::Wide | Kind::Double => batch.wide.len(),
+                    Kind::Small => 1 << 16,
+                    Kind::Bool => 2,
+                    Kind::Empty => 1,
+                };
+                below(u64::from(*word), bound)?;
+            }
+            at += columns.len();
+        }
+        Ok(batch)
+    }
+}
+
+/// The layout that `Batch::to_bytes` writes.
+pub const RECORD_VERSION: u32 = 1;
+
+/// No record holds more rows, strings or values than this: sixteen million, the items of a request of 64 MiB at four
+/// bytes each. It keeps a damaged count from asking for all of memory.
+const COUNT_MAX: u64 = 1 << 24;
+
+fn count(reader: &mut Reader<'_>) -> Result<usize, Damaged> {
+    below(reader.varint()?, COUNT_MAX as usize + 1).map(|count| count as usize)
+}
+
+fn below(value: u64, bound: usize) -> Result<u32, Damaged> {
+    if value < bound as u64 { Ok(value as u32) } else { Err(corrupt("a reference to nothing")) }
+}
+
+/// A string of an item is not UTF-8.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotUtf8;
+
+/// What a row says, apart from the values that were pushed before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Row {
+    pub trace: [u8; 16],
+    pub span: u64,
+    pub parent: u64,
+    pub time: u64,
+    pub duration: i64,
+    pub marks: u8,
+}
+
+/// Attribute keys whose values the collector wants back when a row ends, by role. Roles are small numbers from 1;
+/// 0 is "no role".
+pub type Roles = fn(&[u8]) -> u8;
+pub const ROLES: usize = 8;
+
+const NO_ROW: u32 = u32::MAX;
+
+/// Builds a batch row by row: `place` a row, `push_…` its values in the client's order, then `finish_row` or `abandon_row`.
+pub struct BatchBuilder {
+    signal: Signal,
+    strings: Interner,
+    blobs: Arena,
+    wide: Vec<u64>,
+    resources: Vec<BatchResource>,
+    scopes: Vec<u32>,
+    contexts: Vec<(u32, u32)>,
+    lanes: Vec<Lane>,
+    lane_table: HashTable<u32>,
+    /// The latest row of each lane, with which the next one is compared.
+    lane_row: Vec<u32>,
+    columns: Vec<Column>,
+    column_roles: Vec<u8>,
+    column_table: HashTable<u32>,
+    shape_ends: Vec<u32>,
+    shape_columns: Vec<u32>,
+    shape_table: HashTable<u32>,
+    trace_ids: Vec<[u8; 16]>,
+    trace_table: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
+    roles: Roles,
+
+    lane: Vec<u32>,
+    shape: Vec<u32>,
+    trace: Vec<u32>,
+    span: Vec<u64>,
+    parent: Vec<u64>,
+    time: Vec<u64>,
+    duration: Vec<i64>,
+    marks: Vec<u8>,
+    values_start: Vec<u32>,
+    values: Vec<u32>,
+
+    // The row under construction.
+    current_lane: u32,
+    current: Vec<u32>,
+    row_values: usize,
+    facts: [Fact; ROLES],
+    // The row it is compared with: where its columns and values are, and how many columns it has.
+    like_columns: usize,
+    like_values: usize,
+    like_len: usize,
+    like_at: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Fact {
+    #[default]
+    Absent,
+    Int(i64),
+    /// A string of the batch under construction.
+    Str(u32),
+}
+
+impl BatchBuilder {
+    /// `bytes` is the size of the request body, from which first capacities are guessed.
+    pub fn new(signal: Signal, bytes: usize, roles: Roles) -> BatchBuilder {
+        let rows = (bytes / 400).clamp(4, 1 << 16);
+        let mut builder = BatchBuilder {
+            signal,
+            strings: Interner::default(),
+            blobs: Arena::default(),
+            wide: Vec::new(),
+            resources: Vec::new(),
+            scopes: Vec::new(),
+            contexts: Vec::new(),
+            lanes: Vec::new(),
+            lane_table: HashTable::new(),
+            lane_row: Vec::new(),
+            columns: Vec::new(),
+            column_roles: Vec::new(),
+            column_table: HashTable::new(),
+            shape_ends: Vec::new(),
+            shape_columns: Vec::new(),
+            shape_table: HashTable::new(),
+            trace_ids: Vec::new(),
+            trace_table: HashTable::new(),
+            hasher: foldhash::fast::RandomState::default(),
+            roles,
+            lane: Vec::with_capacity(rows),
+            shape: Vec::with_capacity(rows),
+            trace: Vec::with_capacity(rows),
+            span: Vec::with_capacity(rows),
+            parent: Vec::with_capacity(rows),
+            time: Vec::with_capacity(rows),
+            duration: Vec::with_capacity(rows),
+            marks: Vec::with_capacity(rows),
+            values_start: Vec::with_capacity(rows),
+            values: Vec::with_capacity(rows * 12),
+            current_lane: 0,
+            current: Vec::with_capacity(32),
+            row_values: 0,
+            facts: [Fact::Absent; ROLES],
+            like_columns: 0,
+            like_values: 0,
+            like_len: 0,
+            like_at: 0,
+        };
+        builder.strings.arena.bytes.reserve(bytes / 5);
+        builder.strings.intern(b"");
+        builder
+    }
+
+    pub fn rows(&self) -> usize {
+        self.lane.len()
+    }
+
+    pub fn intern(&mut self, text: &[u8]) -> Result<u32, NotUtf8> {
+        self.strings.intern_checked(text, |b| std::str::from_utf8(b).is_ok()).ok_or(NotUtf8)
+    }
+
+    pub fn string(&self, id: u32) -> &[u8] {
+        self.strings.arena.get(id)
+    }
+
+    pub fn resource(&mut self, service: &Service, body: &[u8]) -> u32 {
+        let environment = self.strings.intern(service.environment.as_bytes());
+        let namespace = self.strings.intern(service.namespace.as_bytes());
+        let name = self.strings.intern(service.name.as_bytes());
+        let body = self.blobs.push(body);
+        self.resources.push(BatchResource { environment, namespace, name, body });
+        self.resources.len() as u32 - 1
+    }
+
+    pub fn scope(&mut self, body: &[u8]) -> u32 {
+        let blob = self.blobs.push(body);
+        self.scopes.push(blob);
+        self.scopes.len() as u32 - 1
+    }
+
+    pub fn context(&mut self, resource: u32, scope: u32) -> u32 {
+        self.contexts.push((resource, scope));
+        self.contexts.len() as u32 - 1
+    }
+
+    /// Begins a row in its lane.
+    #[inline]
+    pub fn place(&mut self, context: u32, kind: u8, name: &[u8]) -> Result<(), NotUtf8> {
+        self.current.clear();
+        self.row_values = self.values.len();
+        self.facts = [Fact::Absent; ROLES];
+        let name = self.intern(name)?;
+        let lane = self.lane_of(Lane { context, kind, name });
+        self.current_lane = lane;
+        self.like_at = 0;
+        let row = self.lane_row[lane as usize];
+        if row == NO_ROW {
+            self.like_len = 0;
+        } else {
+            let shape = self.shape[row as usize] as usize;
+            self.like_columns = if shape == 0 { 0 } else { self.shape_ends[shape - 1] as usize };
+            self.like_len = self.shape_ends[shape] as usize - self.like_columns;
+            self.like_values = self.values_start[row as usize] as usize;
+        }
+        Ok(())
+    }
+
+    fn lane_of(&mut self, lane: Lane) -> u32 {
+        let hash = |hasher: &foldhash::fast::RandomState, lane: &Lane| {
+            let mut state = hasher.build_hasher();
+            state.write_u64(u64::from(lane.context) << 32 | u64::from(lane.name));
+            state.write_u8(lane.kind);
+            state.finish()
+        };
+        let code = hash(&self.hasher, &lane);
+        if let Some(id) = self.lane_table.find(code, |id| self.lanes[*id as usize] == lane) {
+            return *id;
+        }
+        let id = self.lanes.len() as u32;
+        self.lanes.push(lane);
+        self.lane_row.push(NO_ROW);
+        let (lanes, hasher) = (&self.lanes, &self.hasher);
+        self.lane_table.insert_unique(code, id, |id| hash(hasher, &lanes[*id as usize]));
+        id
+    }
+
+    /// The column for a value, and the word that the row before had in it.
+    #[inline]
+    fn column(&mut self, field: Field, kind: Kind, key: &[u8]) -> Result<(u32, Option<u32>), NotUtf8> {
+        // The same column as in the row before, or the next one if this row left one out.
+        for at in self.like_at..self.like_len.min(self.like_at + 2) {
+            let id = self.shape_columns[self.like_columns + at];
+            let column = self.columns[id as usize];
+            if column.kind == kind && column.field == field && self.strings.arena.get(column.key) == key {
+                self.like_at = at + 1;
+                return Ok((id, Some(self.values[self.like_values + at])));
+            }
+        }
+        let key = self.intern(key)?;
+        Ok((self.column_of(Column { field, kind, key }), None))
+    }
+
+    fn column_of(&mut self, column: Column) -> u32 {
+        let hash = |hasher: &foldhash::fast::RandomState, c: &Column| {
+            let mut state = hasher.build_hasher();
+            state.write_u64(u64::from(c.key) << 16 | u64::from(c.field as u8) << 8 | u64::from(c.kind as u8));
+            state.finish()
+        };
+        let code = hash(&self.hasher, &column);
+        if let Some(id) = self.column_table.find(code, |id| self.columns[*id as usize] == column) {
+            return *id;
+        }
+        let id = self.columns.len() as u32;
+        let role = if column.field == Field::Attribute { (self.roles)(self.strings.arena.get(column.key)) } else { 0 };
+        self.columns.push(column);
+        self.column_roles.push(role);
+        let (columns, hasher) = (&self.columns, &self.hasher);
+        self.column_table.insert_unique(code, id, |id| hash(hasher, &columns[*id as usize]));
+        id
+    }
+
+    #[inline]
+    pub fn push_str(&mut self, field: Field, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
+        let (column, before) = self.column(field, Kind::Str, key)?;
+        let word = match before {
+            Some(word) if self.strings.arena.get(word) == value => word,
+            _ => self.intern(value)?,
+        };
+        self.push(column, word);
+        let role = self.column_roles[column as usize];
+        if role != 0 {
+            self.facts[role as usize] = Fact::Str(word);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    pub fn push_int(&mut self, field: Field, key: &[u8], value: i64) -> Result<(), NotUtf8> {
+        let (kind, word) = match u16::try_from(value) {
+            Ok(small) => (Kind::Small, u32::from(small)),
+            Err(_) => {
+                self.wide.push(value as u64);
+                (Kind::Wide, self.wide.len() as u32 - 1)
+            }
+        };
+        let (column, _) = self.column(field, kind, key)?;
+        self.push(column, word);
+        let role = self.column_roles[column as usize];
+        if role != 0 {
+            self.facts[role as usize] = Fact::Int(value);
+        }
+        Ok(())
+    }
+
+    pub fn push_double(&mut self, field: Field, key: &[u8], value: f64) -> Result<(), NotUtf8> {
+        let (column, _) = self.column(field, Kind::Double, key)?;
+        self.wide.push(value.to_bits());
+        self.push(column, self.wide.len() as u32 - 1);
+        Ok(())
+    }
+
+    pub fn push_bool(&mut self, field: Field, key: &[u8], value: bool) -> Result<(), NotUtf8> {
+        let (column, _) = self.column(field, Kind::Bool, key)?;
+        self.push(column, value.into());
+        Ok(())
+    }
+
+    pub fn push_empty(&mut self, field: Field, key: &[u8]) -> Result<(), NotUtf8> {
+        let (column, _) = self.column(field, Kind::Empty, key)?;
+        self.push(column, 0);
+        Ok(())
+    }
+
+    pub fn push_bytes(&mut self, field: Field, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
+        self.push_blob(field, Kind::Bytes, key, value)
+    }
+
+    /// `value` is an encoded `Value`, or a list of events or links.
+    pub fn push_nested(&mut self, field: Field, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
+        self.push_blob(field, Kind::Nested, key, value)
+    }
+
+    fn push_blob(&mut self, field: Field, kind: Kind, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
+        let (column, before) = self.column(field, kind, key)?;
+        let word = match before {
+            Some(word) if self.blobs.get(word) == value => word,
+            _ => self.blobs.push(value),
+        };
+        self.push(column, word);
+        Ok(())
+    }
+
+    #[inline]
+    fn push(&mut self, column: u32, word: u32) {
+        self.current.push(column);
+        self.values.push(word);
+    }
+
+    /// How many values the row has so far.
+    pub fn row_len(&self) -> usize {
+        self.current.len()
+    }
+
+    pub fn fact(&self, role: u8) -> Fact {
+        self.facts[role as usize]
+    }
+
+    #[inline]
+    pub fn finish_row(&mut self, row: Row) {
+        let shape = self.shape_of_current();
+        let trace = self.trace_of(row.trace);
+        self.lane_row[self.current_lane as usize] = self.lane.len() as u32;
+        self.lane.push(self.current_lane);
+        self.shape.push(shape);
+        self.trace.push(trace);
+        self.span.push(row.span);
+        self.parent.push(row.parent);
+        self.time.push(row.time);
+        self.duration.push(row.duration);
+        self.marks.push(row.marks);
+        self.values_start.push(self.row_values as u32);
+    }
+
+    /// Takes back what was pushed since `place`. Strings that only this row used stay: they cost bytes, not meaning.
+    pub fn abandon_row(&mut self) {
+        self.values.truncate(self.row_values);
+        self.current.clear();
+    }
+
+    fn shape_of_current(&mut self) -> u32 {
+        let row = self.lane_row[self.current_lane as usize];
+        if row != NO_ROW && self.shape_columns[self.like_columns..self.like_columns + self.like_len] == self.current[..] {
+            return self.shape[row as usize];
+        }
+        fn columns<'a>(ends: &[u32], columns: &'a [u32], id: u32) -> &'a [u32] {
+            let start = if id == 0 { 0 } else { ends[id as usize - 1] as usize };
+            &columns[start..ends[id as usize] as usize]
+        }
+        let hash = |hasher: &foldhash::fast::RandomState, shape: &[u32]| {
+            let mut state = hasher.build_hasher();
+            state.write(bytemuck::must_cast_slice(shape));
+            state.finish()
+        };
+        let code = hash(&self.hasher, &self.current);
+        let (ends, all) = (&self.shape_ends, &self.shape_columns);
+        if let Some(id) = self.shape_table.find(code, |id| columns(ends, all, *id) == self.current) {
+            return *id;
+        }
+        let id = self.shape_ends.len() as u32;
+        self.shape_columns.extend_from_slice(&self.current);
+        self.shape_ends.push(self.shape_columns.len() as u32);
+        let (ends, all, hasher) = (&self.shape_ends, &self.shape_columns, &self.hasher);
+        self.shape_table.insert_unique(code, id, |id| hash(hasher, columns(ends, all, *id)));
+        id
+    }
+
+    #[inline]
+    fn trace_of(&mut self, trace: [u8; 16]) -> u32 {
+        if trace == [0; 16] {
+            return 0;
+        }
+        // Spans of a trace come side by side.
+        if let Some(before) = self.trace.last().and_then(|t| t.checked_sub(1))
+            && self.trace_ids[before as usize] == trace
+        {
+            return before + 1;
+        }
+        let hash = |hasher: &foldhash::fast::RandomState, id: &[u8; 16]| {
+            let mut state = hasher.build_hasher();
+            state.write_u128(u128::from_le_bytes(*id));
+            state.finish()
+        };
+        let code = hash(&self.hasher, &trace);
+        if let Some(ordinal) = self.trace_table.find(code, |ordinal| self.trace_ids[*ordinal as usize] == trace) {
+            return ordinal + 1;
+        }
+        let ordinal = self.trace_ids.len() as u32;
+        self.trace_ids.push(trace);
+        let (ids, hasher) = (&self.trace_ids, &self.hasher);
+        self.trace_table.insert_unique(code, ordinal, |ordinal| hash(hasher, &ids[*ordinal as usize]));
+        ordinal + 1
+    }
+
+    pub fn finish(mut self) -> Batch {
+        self.values.truncate(self.values.len());
+        Batch {
+            signal: self.signal,
+            strings: self.strings.into_arena(),
+            blobs: self.blobs,
+            wide: self.wide,
+            resources: self.resources,
+            scopes: self.scopes,
+            contexts: self.contexts,
+            lanes: self.lanes,
+            columns: self.columns,
+            shape_ends: self.shape_ends,
+            shape_columns: self.shape_columns,
+            trace_ids: self.trace_ids,
+            lane: self.lane,
+            shape: self.shape,
+            trace: self.trace,
+            span: self.span,
+            parent: self.parent,
+            time: self.time,
+            duration: self.duration,
+            marks: self.marks,
+            values_start: self.values_start,
+            values: self.values,
+        }
+    }
+}

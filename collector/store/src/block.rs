@@ -1,0 +1,724 @@
+//! Writing a *block*: up to 65,536 rows of one signal, columnar, immutable, made from batches in one go.
+//!
+//! ```text
+//! block row      directory | traces | filter            (BLOBs of the table `block`)
+//! segment row    header_len(u32 LE) | header | chunk*   (BLOB of the table `segment`)
+//!
+//! directory :=   zstd( contexts(service, resource, scope ids of the partition)
+//!                      segments(rows, errors, time min, time span, duration max, services) )
+//! traces    :=   trace ids, 16 bytes each | frame( zig-zag deltas of each row's trace ordinal, in planes )
+//! filter    :=   bloom filter of the trace ids, 10 bits a trace
+//! header    :=   zstd( rows, lanes(service, kind, name, rows), columns(field, kind, key), shapes(columns),
+//!                      chunks(inline bytes, or length in the file and length inflated) )
+//! chunk     :=   a zstd frame with checksum, or the bytes themselves where zstd gains nothing
+//! ```
+//!
+//! Rows are ordered by lane (service, kind, name) and within a lane by arrival, so times run forward and values repeat. A
+//! segment is a stretch of that order that holds one big service or several small ones. The chunks of a segment
+//! are, in this order: context, shape, span id, parent, time, duration, marks, and one for each column.
+//!
+//! - *trace*: ordinal of the row's trace among the block's, plus one; 0 is "none".
+//! - *parent*: 0 none; n + 2: the n-th row of the same trace in this block; 1: an id of its own, in the order of rows.
+//! - *time*: zig-zag delta to the row before, which is nearly always of the same lane. *duration*: zig-zag.
+//! - *strings*: `0` dictionary in order of first use, then codes; `1` lengths, then bytes; `2` pattern: the text with its
+//!   numbers taken out, as a dictionary with codes, then the numbers, a column for each place in each pattern.
+//! - *shape*: which columns a row has, in the client's order; a column holds just the values of the rows that have it.
+
+use crate::batch::{Arena, Batch, Column, Field, Interner, Kind, marks};
+use crate::pack::{Writer, write_planes, zigzag};
+use crate::{Service, filter};
+use hashbrown::HashMap;
+
+pub const BLOCK_VERSION: u32 = 1;
+
+/// Rows of a full block. Larger ones compress a little better and make reading one trace slower.
+pub const BLOCK_ROWS: usize = 65_536;
+
+/// A segment is cut here: reading one row inflates the chunks of its whole segment.
+const SEGMENT_ROWS: usize = 4096;
+/// Services with fewer rows than this share a segment, so that a thousand quiet services do not cost a thousand headers.
+const SEGMENT_ROWS_OWN: usize = 1024;
+
+/// zstd's level for chunks. Level 3 costs a third more time than 1 and saves about 4 %.
+const LEVEL: i32 = 3;
+
+/// Chunks of at most this many bytes are kept in the header, which is compressed as a whole: a frame of its own costs 17.
+const INLINE_BYTES_MAX: usize = 96;
+
+pub(crate) const CHUNK_CONTEXT: usize = 0;
+pub(crate) const CHUNK_SHAPE: usize = 1;
+pub(crate) const CHUNK_SPAN: usize = 2;
+pub(crate) const CHUNK_PARENT: usize = 3;
+pub(crate) const CHUNK_TIME: usize = 4;
+pub(crate) const CHUNK_DURATION: usize = 5;
+pub(crate) const CHUNK_MARKS: usize = 6;
+pub(crate) const CHUNK_COLUMNS: usize = 7;
+
+pub(crate) const STRINGS_DICTIONARY: u8 = 0;
+pub(crate) const STRINGS_RAW: u8 = 1;
+pub(crate) const STRINGS_PATTERN: u8 = 2;
+
+/// Stands for a number in a pattern. Texts that contain it are not split.
+pub(crate) const PATTERN_HOLE: u8 = 0;
+
+/// Gives the ids under which a partition knows services, resources and scopes.
+pub trait Dictionary {
+    fn service(&mut self, service: &Service) -> u32;
+    fn resource(&mut self, body: &[u8]) -> u32;
+    fn scope(&mut self, body: &[u8]) -> u32;
+}
+
+#[derive(Debug)]
+pub struct EncodedBlock {
+    pub rows: usize,
+    pub time_min: u64,
+    pub time_max: u64,
+    pub directory: Vec<u8>,
+    pub traces: Vec<u8>,
+    pub filter: Vec<u8>,
+    pub segments: Vec<Vec<u8>>,
+}
+
+pub(crate) fn kind_in_block(kind: Kind) -> Kind {
+    if kind == Kind::Small { Kind::Wide } else { kind }
+}
+
+#[derive(Clone, Copy)]
+struct RowRef {
+    batch: u32,
+    row: u32,
+}
+
+/// Per batch: what its references mean in the block.
+struct Mapped<'a> {
+    batch: &'a Batch,
+    strings: Vec<u32>,
+    lanes: Vec<u32>,
+    contexts: Vec<u32>,
+    traces: Vec<u32>,
+    shapes: Vec<u32>,
+    /// Block column and the batch's kind, for each entry of `shape_columns`.
+    plan: Vec<(u32, Kind)>,
+}
+
+struct BlockLane {
+    service: u32,
+    kind: u8,
+    name: u32,
+    rows: usize,
+}
+
+/// Encodes all rows of `batches` (at most a few blocks' worth) as one block. Pure but for `dictionary`.
+pub fn encode(batches: &[&Batch], dictionary: &mut dyn Dictionary) -> EncodedBlock {
+    Encoder::new(batches, dictionary).encode()
+}
+
+struct Encoder<'a> {
+    mapped: Vec<Mapped<'a>>,
+    strings: Interner,
+    /// Ids of the partition: (service, resource, scope).
+    contexts: Vec<(u32, u32, u32)>,
+    lanes: Vec<BlockLane>,
+    columns: Vec<Column>,
+    shapes: Vec<Vec<u32>>,
+    trace_ids: Vec<[u8; 16]>,
+    rows: usize,
+    compressor: zstd::bulk::Compressor<'static>,
+    compressed: Vec<u8>,
+    /// Scratch for dictionaries: for a string of the block, when it was last seen and under which code.
+    codes: Vec<(u32, u32)>,
+    epoch: u32,
+    service_order: HashMap<u32, Service>,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(batches: &[&'a Batch], dictionary: &mut dyn Dictionary) -> Encoder<'a> {
+        let mut compressor = zstd::bulk::Compressor::new(LEVEL).expect("the level is one of zstd's");
+        compressor.include_checksum(true).expect("zstd knows checksums");
+        compressor.include_contentsize(false).expect("zstd can leave the size out");
+        let mut encoder = Encoder {
+            mapped: Vec::with_capacity(batches.len()),
+            strings: Interner::default(),
+            contexts: Vec::new(),
+            lanes: Vec::new(),
+            columns: Vec::new(),
+            shapes: Vec::new(),
+            trace_ids: Vec::new(),
+            rows: 0,
+            compressor,
+            compressed: Vec::new(),
+            codes: Vec::new(),
+            epoch: 0,
+            service_order: HashMap::new(),
+        };
+        let mut contexts = HashMap::new();
+        let mut lanes = HashMap::new();
+        let mut columns = HashMap::new();
+        let mut shapes = HashMap::new();
+        let mut traces = HashMap::with_hasher(foldhash::fast::RandomState::default());
+        for batch in batches {
+            let strings: Vec<u32> = (0..batch.strings.len() as u32).map(|id| encoder.strings.intern(batch.strings.get(id))).collect();
+            let batch_contexts: Vec<u32> = batch
+                .contexts
+                .iter()
+                .map(|(resource, scope)| {
+                    let service = batch.service(*resource);
+                    let id = dictionary.service(&service);
+                    encoder.service_order.entry(id).or_insert(service);
+                    let body = batch.resources[*resource as usize].body;
+                    let key =
+                        (id, dictionary.resource(batch.blobs.get(body)), dictionary.scope(batch.blobs.get(batch.scopes[*scope as usize])));
+                    *contexts.entry(key).or_insert_with(|| {
+                        encoder.contexts.push(key);
+                        encoder.contexts.len() as u32 - 1
+                    })
+                })
+                .collect();
+            let batch_lanes = batch
+                .lanes
+                .iter()
+                .map(|lane| {
+                    let service = encoder.contexts[batch_contexts[lane.context as usize] as usize].0;
+                    let name = strings[lane.name as usize];
+                    *lanes.entry((service, lane.kind, name)).or_insert_with(|| {
+                        encoder.lanes.push(BlockLane { service, kind: lane.kind, name, rows: 0 });
+                        encoder.lanes.len() as u32 - 1
+                    })
+                })
+                .collect();
+            let batch_columns: Vec<u32> = batch
+                .columns
+                .iter()
+                .map(|column| {
+                    let column = Column { kind: kind_in_block(column.kind), key: strings[column.key as usize], ..*column };
+                    *columns.entry((column.field, column.kind, column.key)).or_insert_with(|| {
+                        encoder.columns.push(column);
+                        encoder.columns.len() as u32 - 1
+                    })
+                })
+                .collect();
+            let batch_shapes = (0..batch.shape_ends.len() as u32)
+                .map(|shape| {
+                    let shape: Vec<u32> = batch.shape_columns_of(shape).iter().map(|c| batch_columns[*c as usize]).collect();
+                    *shapes.entry(shape).or_insert_with_key(|shape| {
+                        encoder.shapes.push(shape.clone());
+                        encoder.shapes.len() as u32 - 1
+                    })
+                })
+                .collect();
+            let plan = batch.shape_columns.iter().map(|c| (batch_columns[*c as usize], batch.columns[*c as usize].kind)).collect();
+            let batch_traces = std::iter::once(0)
+                .chain(batch.trace_ids.iter().map(|id| {
+                    *traces.entry(*id).or_insert_with(|| {
+                        encoder.trace_ids.push(*id);
+                        encoder.trace_ids.len() as u32
+                    })
+                }))
+                .collect();
+            encoder.rows += batch.rows();
+            encoder.mapped.push(Mapped {
+                batch,
+                strings,
+                lanes: batch_lanes,
+                contexts: batch_contexts,
+                traces: batch_traces,
+                shapes: batch_shapes,
+                plan,
+            });
+        }
+        encoder
+    }
+
+    fn encode(mut self) -> EncodedBlock {
+        let (order, lane_order) = self.order();
+        let (trace_column, parents) = self.traces_and_parents(&order);
+
+        let mut directory = Vec::new();
+        directory.varint(self.contexts.len() as u64);
+        for (service, resource, scope) in &self.contexts {
+            for id in [service, resource, scope] {
+                directory.varint((*id).into());
+            }
+        }
+        let cuts = self.cut(&lane_order);
+        directory.varint(cuts.len() as u64);
+        let mut segments = Vec::with_capacity(cuts.len());
+        let (mut time_min, mut time_max) = (u64::MAX, 0);
+        let mut start = 0;
+        for cut in cuts {
+            let range = start..start + cut.rows;
+            start = range.end;
+            let facts = self.facts(&order[range.clone()]);
+            directory.varint(cut.rows as u64);
+            directory.varint(facts.errors);
+            directory.varint(facts.time_min);
+            directory.varint(facts.time_max - facts.time_min);
+            directory.varint(facts.duration_max);
+            let mut services: Vec<u32> = cut.lanes.iter().map(|(lane, _)| self.lanes[*lane as usize].service).collect();
+            services.dedup();
+            directory.varint(services.len() as u64);
+            for service in services {
+                directory.varint(service.into());
+            }
+            time_min = time_min.min(facts.time_min);
+            time_max = time_max.max(facts.time_max);
+            segments.push(self.segment(&order[range.clone()], &cut, &parents[range]));
+        }
+
+        let mut traces = Vec::with_capacity(self.trace_ids.len() * 16 + self.rows);
+        traces.varint(self.trace_ids.len() as u64);
+        traces.extend_from_slice(self.trace_ids.as_flattened());
+        let mut before = 0i64;
+        let deltas: Vec<u64> = trace_column.iter().map(|t| zigzag(i64::from(*t) - std::mem::replace(&mut before, (*t).into()))).collect();
+        let mut column = Vec::new();
+        write_planes(&mut column, &deltas);
+        traces.varint(column.len() as u64);
+        traces.extend(self.compressor.compress(&column).expect("zstd compresses into memory"));
+
+        let mut filter = filter::Bloom::sized(self.trace_ids.len());
+        for id in &self.trace_ids {
+            filter.insert(id);
+        }
+        EncodedBlock {
+            rows: self.rows,
+            time_min: if self.rows == 0 { 0 } else { time_min },
+            time_max,
+            directory: zstd::bulk::compress(&directory, LEVEL).expect("zstd compresses into memory"),
+            traces,
+            filter: filter.into_bytes(),
+            segments,
+        }
+    }
+
+    /// All rows by lane, and the lanes in their order.
+    fn order(&mut self) -> (Vec<RowRef>, Vec<u32>) {
+        for mapped in &self.mapped {
+            for lane in &mapped.batch.lane {
+                self.lanes[mapped.lanes[*lane as usize] as usize].rows += 1;
+            }
+        }
+        let mut lane_order: Vec<u32> = (0..self.lanes.len() as u32).filter(|lane| self.lanes[*lane as usize].rows > 0).collect();
+        // By name, not by id: the same rows give the same block, whatever the partition saw before.
+        lane_order.sort_by(|a, b| {
+            let [a, b] = [a, b].map(|lane| &self.lanes[*lane as usize]);
+            let key = |lane: &BlockLane| (&self.service_order[&lane.service], lane.kind, self.strings.arena().get(lane.name));
+            key(a).cmp(&key(b))
+        });
+        let mut next = vec![0usize; self.lanes.len()];
+        let mut at = 0;
+        for lane in &lane_order {
+            next[*lane as usize] = at;
+            at += self.lanes[*lane as usize].rows;
+        }
+        let mut order = vec![RowRef { batch: 0, row: 0 }; self.rows];
+        for (number, mapped) in self.mapped.iter().enumerate() {
+            for (row, lane) in mapped.batch.lane.iter().enumerate() {
+                let slot = &mut next[mapped.lanes[*lane as usize] as usize];
+                order[*slot] = RowRef { batch: number as u32, row: row as u32 };
+                *slot += 1;
+            }
+        }
+        (order, lane_order)
+    }
+
+    /// The trace ordinal of each row, and its parent code (see the top of the file).
+    fn traces_and_parents(&self, order: &[RowRef]) -> (Vec<u32>, Vec<u64>) {
+        let trace_column: Vec<u32> = order
+            .iter()
+            .map(|at| {
+                let mapped = &self.mapped[at.batch as usize];
+                mapped.traces[mapped.batch.trace[at.row as usize] as usize]
+            })
+            .collect();
+        // The span ids of each trace side by side, so that a parent is found by looking at its few neighbours.
+        let mut starts = vec![0u32; self.trace_ids.len() + 2];
+        for trace in &trace_column {
+            starts[*trace as usize + 1] += 1;
+        }
+        for trace in 1..starts.len() {
+            starts[trace] += starts[trace - 1];
+        }
+        let mut fill = starts.clone();
+        let mut spans = vec![0u64; order.len()];
+        for (at, trace) in order.iter().zip(&trace_column) {
+            let slot = &mut fill[*trace as usize];
+            spans[*slot as usize] = self.mapped[at.batch as usize].batch.span[at.row as usize];
+            *slot += 1;
+        }
+        // Searching a trace of a million spans by looking at each would take for ever.
+        const SCAN_MAX: usize = 256;
+        let mut large: HashMap<u32, HashMap<u64, u32>> = HashMap::new();
+        let parents = order
+            .iter()
+            .zip(&trace_column)
+            .map(|(at, trace)| {
+                let parent = self.mapped[at.batch as usize].batch.parent[at.row as usize];
+                if parent == 0 {
+                    return 0;
+                }
+                let family = &spans[starts[*trace as usize] as usize..starts[*trace as usize + 1] as usize];
+                let rank = if *trace == 0 {
+                    None
+                } else if family.len() <= SCAN_MAX {
+                    family.iter().position(|span| *span == parent)
+                } else {
+                    let ranks = large
+                        .entry(*trace)
+                        .or_insert_with(|| family.iter().enumerate().rev().map(|(rank, span)| (*span, rank as u32)).collect());
+                    ranks.get(&parent).map(|rank| *rank as usize)
+                };
+                rank.map_or(1, |rank| rank as u64 + 2)
+            })
+            .collect();
+        (trace_column, parents)
+    }
+
+    fn cut(&self, lane_order: &[u32]) -> Vec<Cut> {
+        let mut cuts: Vec<Cut> = Vec::new();
+        let mut open = Cut::default();
+        let mut at = 0;
+        while at < lane_order.len() {
+            let service = self.lanes[lane_order[at] as usize].service;
+            let end = at + lane_order[at..].iter().take_while(|lane| self.lanes[**lane as usize].service == service).count();
+            let rows: usize = lane_order[at..end].iter().map(|lane| self.lanes[*lane as usize].rows).sum();
+            if rows >= SEGMENT_ROWS_OWN || open.rows + rows > SEGMENT_ROWS {
+                open.close(&mut cuts);
+            }
+            // A big service is cut into equal parts; the cut may go through a lane.
+            let part = rows.div_ceil(rows.div_ceil(SEGMENT_ROWS));
+            for lane in &lane_order[at..end] {
+                let mut left = self.lanes[*lane as usize].rows;
+                while left > 0 {
+                    let take = left.min(if rows > SEGMENT_ROWS { part - open.rows } else { left });
+                    open.lanes.push((*lane, take));
+                    open.rows += take;
+                    left -= take;
+                    if rows > SEGMENT_ROWS && open.rows >= part {
+                        open.close(&mut cuts);
+                    }
+                }
+            }
+            if rows >= SEGMENT_ROWS_OWN {
+                open.close(&mut cuts);
+            }
+            at = end;
+        }
+        open.close(&mut cuts);
+        cuts
+    }
+
+    fn facts(&self, rows: &[RowRef]) -> Facts {
+        let mut facts = Facts { errors: 0, time_min: u64::MAX, time_max: 0, duration_max: 0 };
+        for at in rows {
+            let (batch, row) = (self.mapped[at.batch as usize].batch, at.row as usize);
+            facts.errors += u64::from(batch.marks[row] & marks::ERROR != 0);
+            facts.time_min = facts.time_min.min(batch.time[row]);
+            facts.time_max = facts.time_max.max(batch.time[row]);
+            facts.duration_max = facts.duration_max.max(batch.duration[row].max(0) as u64);
+        }
+        facts
+    }
+
+    fn segment(&mut self, rows: &[RowRef], cut: &Cut, parents: &[u64]) -> Vec<u8> {
+        // The fixed columns.
+        let mut contexts = Vec::with_capacity(rows.len());
+        let mut shapes = Vec::with_capacity(rows.len());
+        let mut spans = Vec::with_capacity(rows.len() * 8);
+        let mut times = Vec::with_capacity(rows.len());
+        let mut durations = Vec::with_capacity(rows.len());
+        let mut row_marks = Vec::with_capacity(rows.len());
+        let mut strangers = Vec::new();
+        let mut columns: Vec<Vec<u64>> = vec![Vec::new(); self.columns.len()];
+        let mut used_columns = Vec::new();
+        let mut shape_local = vec![u32::MAX; self.shapes.len()];
+        let mut used_shapes = Vec::new();
+        let mut blobs = Arena::default();
+        let mut time_before = 0i64;
+        for (number, at) in rows.iter().enumerate() {
+            let mapped = &self.mapped[at.batch as usize];
+            let (batch, row) = (mapped.batch, at.row as usize);
+            contexts.push(u64::from(mapped.contexts[batch.lanes[batch.lane[row] as usize].context as usize]));
+            let shape = mapped.shapes[batch.shape[row] as usize];
+            if shape_local[shape as usize] == u32::MAX {
+                shape_local[shape as usize] = used_shapes.len() as u32;
+                used_shapes.push(shape);
+            }
+            shapes.push(u64::from(shape_local[shape as usize]));
+            spans.extend_from_slice(&batch.span[row].to_be_bytes());
+            if parents[number] == 1 {
+                strangers.extend_from_slice(&batch.parent[row].to_be_bytes());
+            }
+            let time = batch.time[row] as i64;
+            times.push(zigzag(time.wrapping_sub(time_before)));
+            time_before = time;
+            durations.push(zigzag(batch.duration[row]));
+            row_marks.push(u64::from(batch.marks[row]));
+
+            let shape = batch.shape[row] as usize;
+            let from = if shape == 0 { 0 } else { batch.shape_ends[shape - 1] as usize };
+            let plan = &mapped.plan[from..batch.shape_ends[shape] as usize];
+            let words = &batch.values[batch.values_start[row] as usize..][..plan.len()];
+            for ((column, kind), word) in plan.iter().zip(words) {
+                let values = &mut columns[*column as usize];
+                if values.is_empty() {
+                    used_columns.push(*column);
+                    values.reserve(rows.len() - number);
+                }
+                values.push(match kind {
+                    Kind::Str => mapped.strings[*word as usize].into(),
+                    Kind::Small | Kind::Bool | Kind::Empty => (*word).into(),
+                    Kind::Wide | Kind::Double => batch.wide[*word as usize],
+                    Kind::Bytes | Kind::Nested => blobs.push(batch.blobs.get(*word)).into(),
+                });
+            }
+        }
+
+        let mut header = Vec::new();
+        header.varint(rows.len() as u64);
+        header.varint(cut.lanes.len() as u64);
+        for (lane, count) in &cut.lanes {
+            let lane = &self.lanes[*lane as usize];
+            header.varint(lane.service.into());
+            header.push(lane.kind);
+            header.text(self.strings.arena().get(lane.name));
+            header.varint(*count as u64);
+        }
+        header.varint(used_columns.len() as u64);
+        for column in &used_columns {
+            let column = self.columns[*column as usize];
+            header.push(column.field as u8);
+            header.push(column.kind as u8);
+            header.text(self.strings.arena().get(column.key));
+        }
+        let mut column_local = vec![0u64; self.columns.len()];
+        for (local, column) in used_columns.iter().enumerate() {
+            column_local[*column as usize] = local as u64;
+        }
+        header.varint(used_shapes.len() as u64);
+        for shape in &used_shapes {
+            let shape = &self.shapes[*shape as usize];
+            header.varint(shape.len() as u64);
+            for column in shape {
+                header.varint(column_local[*column as usize]);
+            }
+        }
+
+        let mut body = Vec::with_capacity(rows.len() * 40);
+        let mut raw = Vec::new();
+        let mut chunk = |encoder: &mut Self, raw: &mut Vec<u8>| {
+            encoder.chunk(&mut header, &mut body, raw);
+            raw.clear();
+        };
+        write_planes(&mut raw, &contexts);
+        chunk(self, &mut raw);
+        write_planes(&mut raw, &shapes);
+        chunk(self, &mut raw);
+        if spans.iter().any(|byte| *byte != 0) {
+            raw.extend_from_slice(&spans);
+        }
+        chunk(self, &mut raw);
+        write_planes(&mut raw, parents);
+        raw.extend_from_slice(&strangers);
+        chunk(self, &mut raw);
+        write_planes(&mut raw, &times);
+        chunk(self, &mut raw);
+        write_planes(&mut raw, &durations);
+        chunk(self, &mut raw);
+        write_planes(&mut raw, &row_marks);
+        chunk(self, &mut raw);
+        for column in used_columns {
+            let values = &columns[column as usize];
+            match self.columns[column as usize].kind {
+                Kind::Str => self.write_strings(values, &mut raw),
+                Kind::Bytes | Kind::Nested => write_raw_strings(values.iter().map(|id| blobs.get(*id as u32)), &mut raw),
+                // The sign is flipped so that order is kept and small numbers of both signs share a narrow range.
+                Kind::Small | Kind::Wide => write_planes(&mut raw, &values.iter().map(|v| v ^ 1 << 63).collect::<Vec<_>>()),
+                Kind::Double | Kind::Bool | Kind::Empty => write_planes(&mut raw, values),
+            }
+            chunk(self, &mut raw);
+        }
+
+        let header = zstd::bulk::compress(&header, LEVEL).expect("zstd compresses into memory");
+        let mut out = Vec::with_capacity(4 + header.len() + body.len());
+        out.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        out.extend_from_slice(&header);
+        out.extend_from_slice(&body);
+        out
+    }
+
+    /// Appends a chunk: tag 0 inline, 1 a zstd frame, 2 the bytes as they are.
+    fn chunk(&mut self, header: &mut Vec<u8>, body: &mut Vec<u8>, raw: &[u8]) {
+        if raw.len() <= INLINE_BYTES_MAX {
+            header.push(0);
+            header.text(raw);
+            return;
+        }
+        self.compressed.clear();
+        self.compressed.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        self.compressor.compress_to_buffer(raw, &mut self.compressed).expect("the buffer holds zstd's worst case");
+        // Bytes that do not shrink are kept as they are, without a frame's checksum: span ids, random by nature.
+        let stored = self.compressed.len() + raw.len() / 64 > raw.len();
+        header.push(1 + u8::from(stored));
+        let bytes: &[u8] = if stored { raw } else { &self.compressed };
+        header.varint(bytes.len() as u64);
+        header.varint(raw.len() as u64);
+        body.extend_from_slice(bytes);
+    }
+
+    fn write_strings(&mut self, values: &[u64], out: &mut Vec<u8>) {
+        self.codes.resize(self.strings.arena().len(), (0, 0));
+        self.epoch += 1;
+        let mut distinct: Vec<u32> = Vec::new();
+        let codes: Vec<u64> = values
+            .iter()
+            .map(|id| {
+                let slot = &mut self.codes[*id as usize];
+                if slot.0 != self.epoch {
+                    *slot = (self.epoch, distinct.len() as u32);
+                    distinct.push(*id as u32);
+                }
+                slot.1.into()
+            })
+            .collect();
+        let arena = self.strings.arena();
+        if distinct.len() * 2 <= values.len() || values.len() < 4 {
+            out.push(STRINGS_DICTIONARY);
+            write_dictionary(distinct.iter().map(|id| arena.get(*id)), distinct.len(), out);
+            write_planes(out, &codes);
+        } else if !write_patterns(values.iter().map(|id| arena.get(*id as u32)), values.len(), out) {
+            write_raw_strings(values.iter().map(|id| arena.get(*id as u32)), out);
+        }
+    }
+}
+
+fn write_dictionary<'a>(strings: impl Iterator<Item = &'a [u8]> + Clone, count: usize, out: &mut Vec<u8>) {
+    out.varint(count as u64);
+    write_planes(out, &strings.clone().map(|s| s.len() as u64).collect::<Vec<_>>());
+    for string in strings {
+        out.extend_from_slice(string);
+    }
+}
+
+fn write_raw_strings<'a>(strings: impl Iterator<Item = &'a [u8]> + Clone, out: &mut Vec<u8>) {
+    out.push(STRINGS_RAW);
+    write_planes(out, &strings.clone().map(|s| s.len() as u64).collect::<Vec<_>>());
+    for string in strings {
+        out.extend_from_slice(string);
+    }
+}
+
+/// Numbers of more digits than this stay text: they would not fit.
+const PATTERN_DIGITS_MAX: usize = 18;
+
+/// Writes texts such as `/orders/4711` as one pattern and a column of numbers. False, and nothing written, where the
+/// texts are too different for that.
+fn write_patterns<'a>(strings: impl Iterator<Item = &'a [u8]>, count: usize, out: &mut Vec<u8>) -> bool {
+    let patterns_max = (count / 8).max(1);
+    let mut patterns = Interner::default();
+    let mut places: Vec<Vec<Vec<u64>>> = Vec::new();
+    let mut codes = Vec::with_capacity(count);
+    let mut pattern = Vec::new();
+    let mut numbers = Vec::new();
+    for string in strings {
+        if !split_numbers(string, &mut pattern, &mut numbers) {
+            return false;
+        }
+        let code = patterns.intern(&pattern) as usize;
+        if code == places.len() {
+            if code == patterns_max {
+                return false;
+            }
+            places.push(vec![Vec::new(); numbers.len()]);
+        }
+        codes.push(code as u64);
+        for (place, number) in places[code].iter_mut().zip(&numbers) {
+            place.push(*number);
+        }
+    }
+    out.push(STRINGS_PATTERN);
+    let arena = patterns.arena();
+    write_dictionary((0..arena.len() as u32).map(|id| arena.get(id)), arena.len(), out);
+    write_planes(out, &codes);
+    for place in places.iter().flatten() {
+        write_planes(out, place);
+    }
+    true
+}
+
+/// Takes the numbers out of a text. A number with leading zeros stays text from its zeros on, since the zeros would be lost.
+fn split_numbers(string: &[u8], pattern: &mut Vec<u8>, numbers: &mut Vec<u64>) -> bool {
+    pattern.clear();
+    numbers.clear();
+    let mut at = 0;
+    while at < string.len() {
+        let byte = string[at];
+        if byte == PATTERN_HOLE {
+            return false;
+        }
+        if !byte.is_ascii_digit() {
+            pattern.push(byte);
+            at += 1;
+            continue;
+        }
+        let digits = string[at..].iter().take_while(|b| b.is_ascii_digit()).count();
+        if digits > PATTERN_DIGITS_MAX || (byte == b'0' && digits > 1) {
+            pattern.extend_from_slice(&string[at..at + digits]);
+        } else {
+            pattern.push(PATTERN_HOLE);
+            numbers.push(string[at..at + digits].iter().fold(0, |n, b| n * 10 + u64::from(b - b'0')));
+        }
+        at += digits;
+    }
+    true
+}
+
+#[derive(Default)]
+struct Cut {
+    rows: usize,
+    /// Lane and how many of its rows, in order.
+    lanes: Vec<(u32, usize)>,
+}
+
+impl Cut {
+    fn close(&mut self, cuts: &mut Vec<Cut>) {
+        if self.rows > 0 {
+            cuts.push(std::mem::take(self));
+        }
+    }
+}
+
+struct Facts {
+    errors: u64,
+    time_min: u64,
+    time_max: u64,
+    duration_max: u64,
+}
+
+/// What the fields of a column are called where people see them.
+pub fn field_name(field: Field) -> &'static str {
+    match field {
+        Field::Attribute => "attribute",
+        Field::StatusMessage => "status_message",
+        Field::TraceState => "trace_state",
+        Field::Flags => "flags",
+        Field::DroppedAttributes => "dropped_attributes",
+        Field::Events => "events",
+        Field::DroppedEvents => "dropped_events",
+        Field::Links => "links",
+        Field::DroppedLinks => "dropped_links",
+        Field::SeverityText => "severity_text",
+        Field::Body => "body",
+        Field::Unit => "unit",
+        Field::Description => "description",
+        Field::Temporality => "temporality",
+        Field::Monotonic => "monotonic",
+        Field::Value => "value",
+        Field::Count => "count",
+        Field::Sum => "sum",
+        Field::Min => "min",
+        Field::Max => "max",
+        Field::Buckets => "buckets",
+        Field::Exemplars => "exemplars",
+        Field::Metadata => "metadata",
+    }
+}

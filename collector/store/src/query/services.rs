@@ -1,0 +1,294 @@
+//! Services and operations by their rollups: rates, errors and latency, without looking at a single span.
+
+use super::{Budget, LogBucket};
+use crate::rollup::{self, Cell, ITEMS, Level, MINUTE, REQUESTS, ROOTS, WINDOW};
+use crate::value::{Resource, Stored, text_of};
+use crate::{Error, Reader, Service, Signal};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+
+#[derive(Clone, Debug, Default)]
+pub struct ServiceQuestion {
+    /// Nanoseconds; widened to whole windows.
+    pub from: u64,
+    pub to: u64,
+    pub service: Option<String>,
+    pub namespace: Option<String>,
+    pub environment: Option<String>,
+    /// Width of the points of a series; rounded up to whole windows. 0: no series.
+    pub step: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Point {
+    pub start: u64,
+    pub cell: Cell,
+}
+
+#[derive(Clone, Debug)]
+pub struct ServiceSummary {
+    pub service: Service,
+    /// Requests of the service: its SERVER spans and processing CONSUMER spans; root spans where it has neither.
+    pub requests: Cell,
+    /// What the requests are: true when roots stand in for them.
+    pub by_roots: bool,
+    /// All spans and log records, requests or not.
+    pub items: u64,
+    pub points: Vec<Point>,
+    pub instances: Vec<Instance>,
+    /// Time of the latest item of any signal.
+    pub last_seen: u64,
+}
+
+impl ServiceSummary {
+    pub fn versions(&self) -> Vec<String> {
+        let versions: BTreeSet<&String> = self.instances.iter().map(|i| &i.version).filter(|v| !v.is_empty()).collect();
+        versions.into_iter().cloned().collect()
+    }
+}
+
+/// A process of a service, by `service.instance.id`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub id: String,
+    pub version: String,
+    pub last_seen: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub name: String,
+    /// Span kind.
+    pub kind: u8,
+    pub cell: Cell,
+}
+
+/// Log records of a service by severity.
+pub type LogCounts = BTreeMap<Service, LogBucket>;
+
+impl ServiceQuestion {
+    fn wants(&self, service: &Service) -> bool {
+        let equal = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);
+        equal(&self.service, &service.name) && equal(&self.namespace, &service.namespace) && equal(&self.environment, &service.environment)
+    }
+
+    fn range(&self) -> (u64, u64) {
+        (self.from / WINDOW * WINDOW, self.to.div_ceil(WINDOW).saturating_mul(WINDOW))
+    }
+}
+
+impl Reader {
+    /// Every service heard in the range, by name.
+    pub fn services(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<ServiceSummary>, Error> {
+        struct Draft {
+            by_class: [Cell; 3],
+            points: [BTreeMap<u64, Cell>; 2],
+            instances: Vec<Instance>,
+            last_seen: u64,
+            logs: u64,
+        }
+        let step = question.step.div_ceil(WINDOW) * WINDOW;
+        let mut drafts: BTreeMap<Service, Draft> = BTreeMap::new();
+        let draft = |drafts: &mut BTreeMap<Service, Draft>, service: &Service, change: &mut dyn FnMut(&mut Draft)| {
+            if let Some(draft) = drafts.get_mut(service) {
+                change(draft);
+                return;
+            }
+            let mut new = Draft { by_class: Default::default(), points: Default::default(), instances: Vec::new(), last_seen: 0, logs: 0 };
+            change(&mut new);
+            drafts.insert(service.clone(), new);
+        };
+        for signal in [Signal::Traces, Signal::Logs] {
+            self.cells(signal, Level::Service, question, budget, |window, service, kind, _, cell| {
+                draft(&mut drafts, service, &mut |draft| {
+                    if signal == Signal::Logs {
+                        draft.logs += cell.calls;
+                        return;
+                    }
+                    draft.by_class[usize::from(kind.min(ITEMS))].merge(cell);
+                    if step > 0 && kind < ITEMS {
+                        draft.points[usize::from(kind)].entry(window / step * step).or_default().merge(cell);
+                    }
+                });
+            })?;
+        }
+        for signal in Signal::ALL {
+            self.seen(signal, question, |service, resource, latest| {
+                draft(&mut drafts, service, &mut |draft| {
+                    draft.last_seen = draft.last_seen.max(latest);
+                    let id = text_of(&resource.attributes, "service.instance.id").unwrap_or("").to_owned();
+                    let version = text_of(&resource.attributes, "service.version").unwrap_or("").to_owned();
+                    match draft.instances.iter_mut().find(|i| i.id == id && i.version == version) {
+                        Some(instance) => instance.last_seen = instance.last_seen.max(latest),
+                        None => draft.instances.push(Instance { id, version, last_seen: latest }),
+                    }
+                });
+            })?;
+        }
+        Ok(drafts
+            .into_iter()
+            .map(|(service, draft)| {
+                let items = draft.by_class.iter().map(|c| c.calls).sum::<u64>() + draft.logs;
+                let by_roots = draft.by_class[usize::from(REQUESTS)].calls == 0;
+                let [requests, roots, _] = draft.by_class;
+                let [request_points, root_points] = draft.points;
+                let points = if by_roots { root_points } else { request_points };
+                ServiceSummary {
+                    service,
+                    requests: if by_roots { roots } else { requests },
+                    by_roots,
+                    items,
+                    points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),
+                    instances: draft.instances,
+                    last_seen: draft.last_seen,
+                }
+            })
+            .collect())
+    }
+
+    /// The operations of the services that the question names, busiest first.
+    pub fn operations(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<Operation>, Error> {
+        let mut cells: BTreeMap<(String, u8), Cell> = BTreeMap::new();
+        self.cells(Signal::Traces, Level::Operation, question, budget, |_, _, kind, name, cell| {
+            match cells.get_mut(&(name, kind) as &dyn OperationKey) {
+                Some(sum) => sum.merge(cell),
+                None => {
+                    cells.insert((name.to_owned(), kind), cell.clone());
+                }
+            }
+        })?;
+        let mut operations: Vec<Operation> = cells.into_iter().map(|((name, kind), cell)| Operation { name, kind, cell }).collect();
+        operations.sort_by(|a, b| b.cell.calls.cmp(&a.cell.calls).then_with(|| a.name.cmp(&b.name)));
+        Ok(operations)
+    }
+
+    /// Log records over time by severity, `step` wide.
+    pub fn log_buckets(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<LogBucket>, Error> {
+        let step = (question.step.div_ceil(WINDOW) * WINDOW).max(WINDOW);
+        let mut buckets: BTreeMap<u64, LogBucket> = BTreeMap::new();
+        self.cells(Signal::Logs, Level::Operation, question, budget, |window, _, severity, _, cell| {
+            let start = window / step * step;
+            let bucket = buckets.entry(start).or_insert(LogBucket { start, ..LogBucket::default() });
+            match severity {
+                17.. => bucket.errors += cell.calls,
+                13..=16 => bucket.warnings += cell.calls,
+                _ => bucket.fine += cell.calls,
+            }
+        })?;
+        Ok(buckets.into_values().collect())
+    }
+
+    /// Every cell of a level in the range: from sealed generations, dropped partitions, and the live one.
+    fn cells(
+        &self,
+        signal: Signal,
+        level: Level,
+        question: &ServiceQuestion,
+        budget: &Budget,
+        mut each: impl FnMut(u64, &Service, u8, &str, &Cell),
+    ) -> Result<(), Error> {
+        debug_assert!([REQUESTS, ROOTS, ITEMS] == [0, 1, 2], "classes index arrays");
+        let (from, to) = question.range();
+        let (partitions, live) = {
+            let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+            let mut partitions = view.partitions[signal as usize].clone();
+            if signal == Signal::Traces {
+                partitions.extend(view.rollups.clone());
+            }
+            // The live cells are read under the same lock: a generation that is sealed meanwhile is in one place only.
+            for generation in &view.live {
+                let content = generation.content.read().unwrap_or_else(PoisonError::into_inner);
+                for (key, service, name, cell) in content.rollups[signal as usize].iter() {
+                    if key.level == level && key.window >= from && key.window < to && question.wants(service) {
+                        each(key.window, service, key.kind, name, cell);
+                    }
+                }
+            }
+            let sealed_up_to: Vec<i64> = partitions.iter().map(|p| p.rollups_end()).collect();
+            (partitions, sealed_up_to)
+        };
+        for (partition, end) in partitions.iter().zip(live) {
+            budget.check()?;
+            let services = partition.services_by_id();
+            for (minute, body) in partition.rollups(level, from / MINUTE * MINUTE, to, end)? {
+                let read = rollup::decode_cells(minute, &body, |window, service, kind, name, cell| {
+                    if window >= from
+                        && window < to
+                        && let Some(service) = services.get(&service)
+                        && question.wants(service)
+                    {
+                        each(window, service, kind, name, &cell);
+                    }
+                });
+                read.map_err(Error::damaged(&partition.path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn seen(&self, signal: Signal, question: &ServiceQuestion, mut each: impl FnMut(&Service, &Resource, u64)) -> Result<(), Error> {
+        let partitions = {
+            let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+            for generation in &view.live {
+                let content = generation.content.read().unwrap_or_else(PoisonError::into_inner);
+                let rollups = &content.rollups[signal as usize];
+                for (body, (service, latest)) in &rollups.seen {
+                    let service = &rollups.services[*service as usize];
+                    if *latest >= question.from && question.wants(service) {
+                        each(service, &Resource::from_bytes(body).unwrap_or_default(), *latest);
+                    }
+                }
+            }
+            view.partitions[signal as usize].clone()
+        };
+        for partition in partitions {
+            for (resource, service, latest) in partition.seen(question.from)? {
+                let service = partition.service(service)?;
+                if question.wants(&service) {
+                    each(&service, &*partition.resource(resource)?, latest);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets a map of owned names be asked with a borrowed one.
+trait OperationKey {
+    fn key(&self) -> (&str, u8);
+}
+
+impl OperationKey for (&str, u8) {
+    fn key(&self) -> (&str, u8) {
+        *self
+    }
+}
+
+impl OperationKey for (String, u8) {
+    fn key(&self) -> (&str, u8) {
+        (&self.0, self.1)
+    }
+}
+
+impl<'a> std::borrow::Borrow<dyn OperationKey + 'a> for (String, u8) {
+    fn borrow(&self) -> &(dyn OperationKey + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn OperationKey + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+impl Eq for dyn OperationKey + '_ {}
+impl PartialOrd for dyn OperationKey + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for dyn OperationKey + '_ {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}

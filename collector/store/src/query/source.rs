@@ -1,0 +1,151 @@
+//! Where rows are: the batches of live generations, and the blocks of partitions.
+
+use super::Item;
+use crate::batch::Batch;
+use crate::partition::{BlockInfo, Partition};
+use crate::segment::{Segment, TraceTable};
+use crate::{Damaged, Error, Reader, Signal};
+use hashbrown::HashMap;
+use std::sync::{Arc, PoisonError};
+
+#[derive(Clone)]
+pub(crate) enum Source {
+    Live(Arc<Batch>),
+    Block { partition: Arc<Partition>, block: Arc<BlockInfo> },
+}
+
+impl Source {
+    /// The earliest and latest time of its rows (spans: their starts).
+    pub fn times(&self) -> (u64, u64) {
+        match self {
+            Source::Live(batch) => batch.time.iter().fold((u64::MAX, 0), |(min, max), time| (min.min(*time), max.max(*time))),
+            Source::Block { block, .. } => (block.time_min, block.time_max),
+        }
+    }
+}
+
+impl Reader {
+    /// All rows of a signal, each exactly once: taken under one lock, so none is in two places while it moves.
+    pub(crate) fn sources(&self, signal: Signal) -> Vec<Source> {
+        let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+        let mut sources = Vec::new();
+        for partition in &view.partitions[signal as usize] {
+            for block in partition.blocks().iter() {
+                sources.push(Source::Block { partition: partition.clone(), block: block.clone() });
+            }
+        }
+        for generation in &view.live {
+            sources.extend(generation.batches(signal).into_iter().map(Source::Live));
+        }
+        sources
+    }
+
+    pub(crate) fn segment(&self, partition: &Arc<Partition>, block: &BlockInfo, number: usize) -> Result<Arc<Segment>, Error> {
+        partition.segment(block, number).map(Arc::new)
+    }
+
+    /// Every row of a block, in its order.
+    pub(crate) fn each_item_of_block(
+        &self,
+        partition: &Arc<Partition>,
+        block: &Arc<BlockInfo>,
+        mut each: impl FnMut(Item),
+    ) -> Result<(), Error> {
+        let mut open = OpenBlock::open(self, partition, block)?;
+        open.index_families();
+        for number in 0..block.directory.segments.len() {
+            let rows: Vec<u32> = (0..block.directory.segments[number].rows.len() as u32).collect();
+            open.segment_items(number, &rows)?.into_iter().for_each(&mut each);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn trace_table(&self, partition: &Arc<Partition>, block: &BlockInfo) -> Result<Arc<TraceTable>, Error> {
+        partition.traces(block).map(Arc::new)
+    }
+}
+
+/// A block that a question has opened: its trace table, and its segments as they are needed.
+pub(crate) struct OpenBlock<'a> {
+    reader: &'a Reader,
+    pub partition: Arc<Partition>,
+    pub block: Arc<BlockInfo>,
+    pub traces: Arc<TraceTable>,
+    segments: Vec<Option<Arc<Segment>>>,
+    /// The rows of traces that were asked for, in block order.
+    families: HashMap<u32, Arc<Vec<u32>>>,
+}
+
+impl<'a> OpenBlock<'a> {
+    pub fn open(reader: &'a Reader, partition: &Arc<Partition>, block: &Arc<BlockInfo>) -> Result<OpenBlock<'a>, Error> {
+        Ok(OpenBlock {
+            reader,
+            partition: partition.clone(),
+            block: block.clone(),
+            traces: reader.trace_table(partition, block)?,
+            segments: vec![None; block.directory.segments.len()],
+            families: HashMap::new(),
+        })
+    }
+
+    pub fn segment(&mut self, number: usize) -> Result<Arc<Segment>, Error> {
+        if let Some(segment) = &self.segments[number] {
+            return Ok(segment.clone());
+        }
+        let segment = self.reader.segment(&self.partition, &self.block, number)?;
+        self.segments[number] = Some(segment.clone());
+        Ok(segment)
+    }
+
+    /// The rows of a trace, in the order of the block.
+    pub fn family(&mut self, trace: u32) -> Arc<Vec<u32>> {
+        let of_row = &self.traces.of_row;
+        self.families
+            .entry(trace)
+            .or_insert_with(|| Arc::new(of_row.iter().enumerate().filter(|(_, t)| **t == trace).map(|(row, _)| row as u32).collect()))
+            .clone()
+    }
+
+    /// Finds the rows of all traces at once, before every row of the block is read.
+    pub fn index_families(&mut self) {
+        let mut families: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (row, trace) in self.traces.of_row.iter().enumerate() {
+            families.entry(*trace).or_default().push(row as u32);
+        }
+        self.families = families.into_iter().map(|(trace, rows)| (trace, Arc::new(rows))).collect();
+    }
+
+    /// Where a row of the block is: segment, and row in it.
+    pub fn place_of(&self, row: u32) -> (usize, u32) {
+        let segments = &self.block.directory.segments;
+        let number = segments.partition_point(|s| s.rows.end <= row as usize);
+        (number, row - segments[number].rows.start as u32)
+    }
+
+    /// Takes rows (ascending ordinals of the block) out.
+    pub fn items(&mut self, rows: &[u32]) -> Result<Vec<Item>, Error> {
+        let mut items = Vec::with_capacity(rows.len());
+        let mut at = 0;
+        while at < rows.len() {
+            let (number, _) = self.place_of(rows[at]);
+            let range = self.block.directory.segments[number].rows.clone();
+            let end = at + rows[at..].iter().take_while(|row| (**row as usize) < range.end).count();
+            let local: Vec<u32> = rows[at..end].iter().map(|row| row - range.start as u32).collect();
+            items.extend(self.segment_items(number, &local)?);
+            at = end;
+        }
+        Ok(items)
+    }
+
+    /// Takes rows (ascending ordinals of the segment) out of a segment.
+    pub fn segment_items(&mut self, number: usize, rows: &[u32]) -> Result<Vec<Item>, Error> {
+        let segment = self.segment(number)?;
+        let (partition, block, traces) = (self.partition.clone(), self.block.clone(), self.traces.clone());
+        super::item::from_segment(&partition, &block, number, &segment, &traces, rows, |trace, rank| {
+            let row = self.family(trace).get(rank as usize).copied();
+            let row = row.ok_or_else(|| Error::damaged(&partition.path)(Damaged("a parent beyond its trace")))?;
+            let (number, row) = self.place_of(row);
+            Ok(self.segment(number)?.span(row as usize).map_err(Error::damaged(&partition.path))?)
+        })
+    }
+}

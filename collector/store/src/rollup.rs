@@ -1,0 +1,440 @@
+//! *Rollups*: calls, errors and a latency histogram of a service or an operation in a window of ten seconds of event time.
+//! Pages about health and latency read nothing else, so their cost depends on the range and not on the traffic.
+//!
+//! They are counted from every row when it becomes visible and written in the transaction that stores the rows. Each
+//! generation writes its own additive deltas; a reader adds them up, so late items need no special case.
+//!
+//! A span counts in the window in which it **ends**. The histogram is log-linear (as HdrHistogram's): 64 buckets for each power
+//! of two, so a quantile is off by at most 0.8 %, merging is addition, and finding a bucket is a shift.
+//!
+//! ```text
+//! body(version 1) := zstd( names, cells(window in minute, service, kind, name, calls, errors, sum ns, buckets(delta, count)) )
+//! ```
+
+use crate::batch::{Batch, Interner, marks};
+use crate::pack::{Reader, Writer, corrupt};
+use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
+use hashbrown::HashMap;
+
+pub const ROLLUP_VERSION: u32 = 1;
+pub const WINDOW: u64 = 10 * NANOS_PER_SECOND;
+/// Rollups of a minute are one BLOB.
+pub const MINUTE: u64 = 60 * NANOS_PER_SECOND;
+
+/// What a cell of the level `service` counts.
+pub const REQUESTS: u8 = 0;
+/// Root spans that are not requests: by these a batch program is judged.
+pub const ROOTS: u8 = 1;
+/// All items, whatever they are; it shows that a service is alive.
+pub const ITEMS: u8 = 2;
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum Level {
+    /// kind: `REQUESTS`, `ROOTS` or `ITEMS`; no name.
+    Service = 0,
+    /// kind: span kind; name: span name. For logs kind is the severity number.
+    Operation = 1,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Histogram {
+    /// (bucket, count), ascending.
+    buckets: Vec<(u16, u32)>,
+}
+
+const SUB_BITS: u32 = 6;
+
+fn bucket_of(ns: u64) -> u16 {
+    let exponent = 63 - (ns | 1).leading_zeros();
+    if exponent < SUB_BITS {
+        return ns as u16;
+    }
+    let shift = exponent - SUB_BITS;
+    ((shift + 1) << SUB_BITS) as u16 + (ns >> shift) as u16 - (1 << SUB_BITS)
+}
+
+/// The middle of a bucket, in nanoseconds.
+fn value_of(bucket: u16) -> f64 {
+    let (row, sub) = (bucket >> SUB_BITS, bucket & ((1 << SUB_BITS) - 1));
+    if row == 0 {
+        return f64::from(sub);
+    }
+    let width = 2f64.powi(i32::from(row) - 1);
+    (f64::from((1 << SUB_BITS) + sub) + 0.5) * width
+}
+
+impl Histogram {
+    #[inline]
+    pub fn record(&mut self, ns: u64) {
+        self.add(bucket_of(ns), 1);
+    }
+
+    #[inline]
+    fn add(&mut self, bucket: u16, count: u32) {
+        match self.buckets.binary_search_by_key(&bucket, |(b, _)| *b) {
+            Ok(at) => self.buckets[at].1 = self.buckets[at].1.saturating_add(count),
+            Err(at) => self.buckets.insert(at, (bucket, count)),
+        }
+    }
+
+    pub fn merge(&mut self, other: &Histogram) {
+        for (bucket, count) in &other.buckets {
+            self.add(*bucket, *count);
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+
+    /// The value at or below which the share `q` of all values lies, in milliseconds, off by at most 0.8 %.
+    pub fn quantile_ms(&self, q: f64) -> Option<f64> {
+        let rank = (q * self.count() as f64).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for (bucket, count) in &self.buckets {
+            seen += u64::from(*count);
+            if seen >= rank {
+                return Some(value_of(*bucket) / 1e6);
+            }
+        }
+        None
+    }
+
+    /// (middle in milliseconds, count) of each bucket that holds something, for heatmaps.
+    pub fn buckets_ms(&self) -> impl Iterator<Item = (f64, u32)> {
+        self.buckets.iter().map(|(bucket, count)| (value_of(*bucket) / 1e6, *count))
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cell {
+    pub calls: u64,
+    pub errors: u64,
+    pub sum_ns: u64,
+    pub histogram: Histogram,
+}
+
+impl Cell {
+    pub fn merge(&mut self, other: &Cell) {
+        self.calls += other.calls;
+        self.errors += other.errors;
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.histogram.merge(&other.histogram);
+    }
+}
+
+/// Whose cell it is. `service` and `name` are ordinals of the `Rollups` that hold it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Key {
+    pub window: u64,
+    pub level: Level,
+    pub service: u32,
+    pub kind: u8,
+    pub name: u32,
+}
+
+/// How many services and operations get cells of their own; what comes later is counted under `(other)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Cardinality {
+    pub services_max: usize,
+    pub operations_per_service_max: usize,
+}
+
+impl Default for Cardinality {
+    fn default() -> Self {
+        Cardinality { services_max: 5_000, operations_per_service_max: 2_000 }
+    }
+}
+
+pub const OTHER: &str = "(other)";
+
+/// The cells of one generation, growing while it is live.
+pub struct Rollups {
+    signal: Signal,
+    pub services: Vec<Service>,
+    service_ids: HashMap<Service, u32>,
+    names: Interner,
+    operations: HashMap<(u32, u8, u32), ()>,
+    operations_of: HashMap<u32, usize>,
+    cells: HashMap<Key, u32>,
+    values: Vec<Cell>,
+    /// Resource bodies with the service and the time of the latest item.
+    pub seen: HashMap<Vec<u8>, (u32, u64)>,
+    cardinality: Cardinality,
+    /// Rows that went to `(other)`.
+    pub overflowed: u64,
+}
+
+impl Rollups {
+    pub fn new(signal: Signal, cardinality: Cardinality) -> Rollups {
+        Rollups {
+            signal,
+            services: Vec::new(),
+            service_ids: HashMap::new(),
+            names: Interner::default(),
+            operations: HashMap::new(),
+            operations_of: HashMap::new(),
+            cells: HashMap::new(),
+            values: Vec::new(),
+            seen: HashMap::new(),
+            cardinality,
+            overflowed: 0,
+        }
+    }
+
+    fn service(&mut self, service: Service) -> u32 {
+        if let Some(id) = self.service_ids.get(&service) {
+            return *id;
+        }
+        let service = if self.services.len() >= self.cardinality.services_max && service.name != OTHER {
+            return self.service(Service::named(OTHER));
+        } else {
+            service
+        };
+        let id = self.services.len() as u32;
+        self.services.push(service.clone());
+        self.service_ids.insert(service, id);
+        id
+    }
+
+    fn operation(&mut self, service: u32, kind: u8, name: &[u8]) -> u32 {
+        let name = self.names.intern(name);
+        if self.operations.contains_key(&(service, kind, name)) {
+            return name;
+        }
+        let count = self.operations_of.entry(service).or_default();
+        if *count >= self.cardinality.operations_per_service_max {
+            return self.names.intern(OTHER.as_bytes());
+        }
+        *count += 1;
+        self.operations.insert((service, kind, name), ());
+        name
+    }
+
+    fn cell(&mut self, key: Key) -> u32 {
+        *self.cells.entry(key).or_insert_with(|| {
+            self.values.push(Cell::default());
+            self.values.len() as u32 - 1
+        })
+    }
+
+    /// Counts every row of a batch.
+    pub fn add(&mut self, batch: &Batch) {
+        struct LaneCells {
+            window: u64,
+            operation: u32,
+            service_cells: [u32; 3],
+        }
+        let services: Vec<u32> = (0..batch.resources.len() as u32).map(|resource| self.service(batch.service(resource))).collect();
+        let with_operations = self.signal != Signal::Metrics;
+        let spans = self.signal == Signal::Traces;
+        let lane_keys: Vec<(u32, u8, u32)> = batch
+            .lanes
+            .iter()
+            .map(|lane| {
+                let service = services[batch.contexts[lane.context as usize].0 as usize];
+                let name = if spans { self.operation(service, lane.kind, batch.strings.get(lane.name)) } else { self.names.intern(b"") };
+                (service, lane.kind, name)
+            })
+            .collect();
+        let mut lane_cells: Vec<Option<LaneCells>> = batch.lanes.iter().map(|_| None).collect();
+        let mut latest = vec![0u64; batch.resources.len()];
+        const NONE: u32 = u32::MAX;
+        for row in 0..batch.rows() {
+            let lane = batch.lane[row] as usize;
+            let end = if spans { batch.end(row) } else { batch.time[row] };
+            let window = end / WINDOW * WINDOW;
+            let resource = batch.contexts[batch.lanes[lane].context as usize].0 as usize;
+            latest[resource] = latest[resource].max(end);
+            let (service, kind, name) = lane_keys[lane];
+            if lane_cells[lane].as_ref().is_none_or(|cells| cells.window != window) {
+                let operation =
+                    if with_operations { self.cell(Key { window, level: Level::Operation, service, kind, name }) } else { NONE };
+                lane_cells[lane] = Some(LaneCells { window, operation, service_cells: [NONE; 3] });
+            }
+            let row_marks = batch.marks[row];
+            let class = match row_marks {
+                m if m & marks::REQUEST != 0 => REQUESTS,
+                m if m & marks::ROOT != 0 => ROOTS,
+                _ => ITEMS,
+            };
+            let cells = lane_cells[lane].as_mut().expect("it was set just above");
+            let mut service_cell = cells.service_cells[class as usize];
+            let operation = cells.operation;
+            if service_cell == NONE {
+                service_cell = self.cell(Key { window, level: Level::Service, service, kind: class, name: 0 });
+                lane_cells[lane].as_mut().expect("it was set above").service_cells[class as usize] = service_cell;
+            }
+            let error = u64::from(row_marks & marks::ERROR != 0);
+            let duration = batch.duration[row].max(0) as u64;
+            for cell in [service_cell, operation] {
+                if cell != NONE {
+                    let cell = &mut self.values[cell as usize];
+                    cell.calls += 1;
+                    cell.errors += error;
+                    if spans {
+                        cell.sum_ns = cell.sum_ns.saturating_add(duration);
+                        cell.histogram.record(duration);
+                    }
+                }
+            }
+        }
+        for (resource, latest) in batch.resources.iter().zip(latest) {
+            let service = self.service_ids[&self.known(batch, resource)];
+            let body = batch.blobs.get(resource.body);
+            match self.seen.get_mut(body) {
+                Some((_, time)) => *time = (*time).max(latest),
+                None => {
+                    self.seen.insert(body.to_vec(), (service, latest));
+                }
+            }
+        }
+    }
+
+    fn known(&self, batch: &Batch, resource: &crate::batch::BatchResource) -> Service {
+        let service = Service {
+            name: batch.strings.str(resource.name).to_owned(),
+            namespace: batch.strings.str(resource.namespace).to_owned(),
+            environment: batch.strings.str(resource.environment).to_owned(),
+        };
+        if self.service_ids.contains_key(&service) { service } else { Service::named(OTHER) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &Service, &str, &Cell)> {
+        self.cells.iter().map(|(key, cell)| (*key, &self.services[key.service as usize], self.name(key), &self.values[*cell as usize]))
+    }
+
+    fn name(&self, key: &Key) -> &str {
+        if key.level == Level::Service { "" } else { self.names.arena().str(key.name) }
+    }
+
+    /// The bodies to be written: one for each minute and level.
+    pub fn encode(&self, mut service_id: impl FnMut(&Service) -> u32) -> Vec<(u64, Level, Vec<u8>)> {
+        let ids: Vec<u32> = self.services.iter().map(&mut service_id).collect();
+        let mut keys: Vec<Key> = self.cells.keys().copied().collect();
+        keys.sort_unstable_by_key(|k| (k.window / MINUTE, k.level, k.service, k.kind, k.name, k.window));
+        keys.chunk_by(|a, b| (a.window / MINUTE, a.level) == (b.window / MINUTE, b.level))
+            .map(|group| {
+                let minute = group[0].window / MINUTE * MINUTE;
+                let cells = group.iter().map(|key| EncodedCell {
+                    window: key.window,
+                    service: ids[key.service as usize],
+                    kind: key.kind,
+                    name: self.name(key),
+                    cell: &self.values[self.cells[key] as usize],
+                });
+                (minute, group[0].level, encode_cells(minute, cells))
+            })
+            .collect()
+    }
+}
+
+pub struct EncodedCell<'a> {
+    pub window: u64,
+    pub service: u32,
+    pub kind: u8,
+    pub name: &'a str,
+    pub cell: &'a Cell,
+}
+
+pub fn encode_cells<'a>(minute: u64, cells: impl Iterator<Item = EncodedCell<'a>>) -> Vec<u8> {
+    let mut names = Interner::default();
+    let mut out = Vec::new();
+    let mut count = 0u64;
+    for cell in cells {
+        count += 1;
+        out.push(((cell.window - minute) / WINDOW) as u8);
+        out.varint(cell.service.into());
+        out.push(cell.kind);
+        out.varint(names.intern(cell.name.as_bytes()).into());
+        out.varint(cell.cell.calls);
+        out.varint(cell.cell.errors);
+        out.varint(cell.cell.sum_ns);
+        out.varint(cell.cell.histogram.buckets.len() as u64);
+        let mut before = 0;
+        for (bucket, count) in &cell.cell.histogram.buckets {
+            out.varint((bucket - std::mem::replace(&mut before, *bucket)).into());
+            out.varint((*count).into());
+        }
+    }
+    let mut body = Vec::with_capacity(out.len() + 256);
+    body.varint(names.arena().len() as u64);
+    for id in 0..names.arena().len() as u32 {
+        body.text(names.arena().get(id));
+    }
+    body.varint(count);
+    body.extend_from_slice(&out);
+    zstd::bulk::compress(&body, 3).expect("zstd compresses into memory")
+}
+
+/// A minute's rollups hold at most this much: all services and operations within their limits.
+const BODY_BYTES_MAX: usize = 1 << 28;
+
+/// Hands every cell of a body to `each`: window, service (an id of the partition), kind, name, cell.
+pub fn decode_cells(minute: u64, body: &[u8], mut each: impl FnMut(u64, u32, u8, &str, Cell)) -> Result<(), Damaged> {
+    let size = zstd::zstd_safe::get_frame_content_size(body).ok().flatten().unwrap_or(0) as usize;
+    if size > BODY_BYTES_MAX {
+        return Err(corrupt("a rollup beyond 256 MiB"));
+    }
+    let body = zstd::bulk::decompress(body, size).map_err(|_| corrupt("a rollup whose frame is wrong"))?;
+    let mut r = Reader::new(&body);
+    let mut names = Vec::new();
+    for _ in 0..r.count()? {
+        names.push(std::str::from_utf8(r.text()?).map_err(|_| corrupt("a name that is not UTF-8"))?);
+    }
+    for _ in 0..r.count()? {
+        let window = minute.saturating_add(u64::from(r.byte()?) * WINDOW);
+        let service = r.u32()?;
+        let kind = r.byte()?;
+        let name = *names.get(r.u32()? as usize).ok_or(corrupt("a cell without its name"))?;
+        let mut cell = Cell { calls: r.varint()?, errors: r.varint()?, sum_ns: r.varint()?, histogram: Histogram::default() };
+        let mut bucket = 0u16;
+        for _ in 0..r.count()? {
+            bucket = bucket.checked_add(r.varint()? as u16).ok_or(corrupt("a bucket beyond the last"))?;
+            cell.histogram.buckets.push((bucket, r.u32()?));
+        }
+        each(window, service, kind, name, cell);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_quantile_is_off_by_less_than_one_percent(mut values in prop::collection::vec(1u64..10_000_000_000_000, 1..300), q in 0.01f64..1.0) {
+            let mut histogram = Histogram::default();
+            values.iter().for_each(|v| histogram.record(*v));
+            values.sort_unstable();
+            let rank = ((q * values.len() as f64).ceil() as usize).max(1) - 1;
+            let exact = values[rank] as f64 / 1e6;
+            let got = histogram.quantile_ms(q).expect("it is not empty");
+            prop_assert!((got - exact).abs() <= exact * 0.01 + 1e-6, "{got} instead of {exact}");
+        }
+
+        #[test]
+        fn buckets_are_in_the_order_of_their_values(a in any::<u64>(), b in any::<u64>()) {
+            prop_assert_eq!(bucket_of(a.min(b)) <= bucket_of(a.max(b)), true);
+        }
+    }
+
+    #[test]
+    fn cells_are_read_as_written() {
+        let mut cell = Cell { calls: 3, errors: 1, sum_ns: 600, histogram: Histogram::default() };
+        [100, 200, 300].into_iter().for_each(|ns| cell.histogram.record(ns));
+        let body =
+            encode_cells(MINUTE, std::iter::once(EncodedCell { window: MINUTE + WINDOW, service: 7, kind: 2, name: "GET /", cell: &cell }));
+        let mut seen = Vec::new();
+        decode_cells(MINUTE, &body, |window, service, kind, name, cell| seen.push((window, service, kind, name.to_owned(), cell)))
+            .expect("own bytes");
+        assert_eq!(seen, [(MINUTE + WINDOW, 7, 2, "GET /".to_owned(), cell)]);
+    }
+}

@@ -1,0 +1,210 @@
+//! What happens in the background: small blocks are merged, old partitions dropped, the room on the disk is watched.
+
+use crate::batch::{BatchBuilder, Row};
+use crate::block::BLOCK_ROWS;
+use crate::partition::{BlockInfo, Partition};
+use crate::query::Item;
+use crate::recent::REMEMBERED;
+use crate::rollup::{self, EncodedCell, Level, MINUTE};
+use crate::store::{Shared, now};
+use crate::{Error, Reader, Signal};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// How often it looks.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Blocks below this share of a full one are merged …
+const SMALL_ROWS: usize = BLOCK_ROWS / 4;
+/// … when there are this many of them side by side: merging by fours rewrites a row at most a few times in its life.
+const MERGE_COUNT: usize = 4;
+
+impl Shared {
+    pub(crate) fn upkeep(self: Arc<Shared>) {
+        let reader = Reader { shared: self.clone() };
+        while !self.is_closing() {
+            let until = std::time::Instant::now() + PAUSE;
+            while !self.is_closing() && std::time::Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            if self.is_closing() {
+                return;
+            }
+            self.measure_disk();
+            if let Err(error) = self.merge_small_blocks(&reader) {
+                tracing::warn!(%error, "cannot merge small blocks; they stay as they are");
+            }
+            if let Err(error) = self.retain() {
+                tracing::warn!(%error, "cannot drop old partitions; it is tried again");
+            }
+        }
+    }
+
+    fn partitions(&self, signal: Signal) -> Vec<Arc<Partition>> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).partitions[signal as usize].clone()
+    }
+
+    fn merge_small_blocks(&self, reader: &Reader) -> Result<(), Error> {
+        for signal in Signal::ALL {
+            for partition in self.partitions(signal) {
+                while let Some(blocks) = mergeable(&partition.blocks()) {
+                    if self.is_closing() {
+                        return Ok(());
+                    }
+                    merge(reader, &partition, &blocks)?;
+                }
+                partition.forget_requests(now().saturating_sub(REMEMBERED))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops partitions by age and by bytes, oldest first, after their rollups are folded into `rollups.db`.
+    fn retain(&self) -> Result<(), Error> {
+        let oldest_allowed = now().saturating_sub(self.options.retention_age.as_nanos() as u64);
+        let mut bytes: u64 = Signal::ALL.iter().flat_map(|s| self.partitions(*s)).map(|p| p.byte_len()).sum();
+        loop {
+            // A partition ends where the next of its signal begins; the newest is still open and stays.
+            let oldest = Signal::ALL
+                .iter()
+                .filter_map(|signal| {
+                    let partitions = self.partitions(*signal);
+                    (partitions.len() > 1).then(|| (partitions[1].created, partitions[0].clone()))
+                })
+                .min_by_key(|(ended, _)| *ended);
+            let Some((ended, partition)) = oldest else {
+                return Ok(());
+            };
+            if ended >= oldest_allowed && bytes <= self.options.retention_bytes {
+                return Ok(());
+            }
+            let size = partition.byte_len();
+            self.drop_partition(&partition)?;
+            bytes = bytes.saturating_sub(size);
+            tracing::info!(path = %partition.path.display(), bytes = size, "retention dropped a partition");
+        }
+    }
+
+    fn drop_partition(&self, partition: &Arc<Partition>) -> Result<(), Error> {
+        if partition.signal == Signal::Traces {
+            self.fold_rollups(partition)?;
+        }
+        self.view.write().unwrap_or_else(PoisonError::into_inner).partitions[partition.signal as usize]
+            .retain(|p| !Arc::ptr_eq(p, partition));
+        partition.doom();
+        Ok(())
+    }
+
+    /// Keeps a partition's rollups, at a minute's width, in `rollups.db`: once, since it remembers which file it has folded.
+    fn fold_rollups(&self, partition: &Partition) -> Result<(), Error> {
+        let path = self.directory.join("rollups.db");
+        let known = self.view.read().unwrap_or_else(PoisonError::into_inner).rollups.clone();
+        let target = match known {
+            Some(target) => target,
+            None => {
+                let target = Arc::new(if Path::exists(&path) {
+                    Partition::open(&path, Signal::Traces)?
+                } else {
+                    Partition::create(&path, Signal::Traces, now())?
+                });
+                self.view.write().unwrap_or_else(PoisonError::into_inner).rollups = Some(target.clone());
+                target
+            }
+        };
+        let services = partition.services_by_id();
+        let mut folded: Vec<(u64, Level, Vec<u8>)> = Vec::new();
+        let mut ids = target.service_ids();
+        let mut new_services = Vec::new();
+        for level in [Level::Service, Level::Operation] {
+            let mut minutes: BTreeMap<u64, BTreeMap<(u32, u8, String), rollup::Cell>> = BTreeMap::new();
+            for (minute, body) in partition.rollups(level, 0, i64::MAX as u64, i64::MAX)? {
+                let cells = minutes.entry(minute).or_default();
+                rollup::decode_cells(minute, &body, |_, service, kind, name, cell| {
+                    if let Some(service) = services.get(&service) {
+                        let next = ids.len() as u32 + 1;
+                        let id = *ids.entry(service.clone()).or_insert_with(|| {
+                            new_services.push((service.clone(), next));
+                            next
+                        });
+                        cells.entry((id, kind, name.to_owned())).or_default().merge(&cell);
+                    }
+                })
+                .map_err(Error::damaged(&partition.path))?;
+            }
+            for (minute, cells) in minutes {
+                let encoded = cells.iter().map(|((service, kind, name), cell)| EncodedCell {
+                    window: minute,
+                    service: *service,
+                    kind: *kind,
+                    name,
+                    cell,
+                });
+                folded.push((minute, level, rollup::encode_cells(minute, encoded)));
+            }
+        }
+        let oldest = now().saturating_sub(self.options.retention_rollups.as_nanos() as u64) / MINUTE * MINUTE;
+        target.add_rollups(partition.created as i64, &new_services, &folded, oldest)
+    }
+}
+
+/// Neighbours that are small enough to become one block.
+fn mergeable(blocks: &[Arc<BlockInfo>]) -> Option<Vec<Arc<BlockInfo>>> {
+    let mut run: Vec<Arc<BlockInfo>> = Vec::new();
+    for block in blocks {
+        let rows: usize = run.iter().map(|b| b.rows).sum();
+        if block.rows < SMALL_ROWS && rows + block.rows <= BLOCK_ROWS {
+            run.push(block.clone());
+            // Blocks of like size only: else the big one would be rewritten for every small one.
+            if run.len() >= MERGE_COUNT && run.iter().map(|b| b.rows).max()? <= run.iter().map(|b| b.rows).sum::<usize>() / 2 {
+                return Some(run);
+            }
+        } else {
+            run.clear();
+        }
+    }
+    None
+}
+
+fn merge(reader: &Reader, partition: &Arc<Partition>, blocks: &[Arc<BlockInfo>]) -> Result<(), Error> {
+    let rows: usize = blocks.iter().map(|b| b.rows).sum();
+    let mut builder = Rebuilder::new(partition.signal, rows);
+    for block in blocks {
+        reader.each_item_of_block(partition, block, |item| builder.push(&item))?;
+    }
+    partition.merge(blocks, &builder.builder.finish())
+}
+
+/// Makes a batch of items that came out of blocks.
+struct Rebuilder {
+    builder: BatchBuilder,
+    contexts: hashbrown::HashMap<(crate::Service, Vec<u8>, Vec<u8>), u32>,
+}
+
+impl Rebuilder {
+    fn new(signal: Signal, rows: usize) -> Rebuilder {
+        Rebuilder { builder: BatchBuilder::new(signal, rows * 400, |_| 0), contexts: hashbrown::HashMap::new() }
+    }
+
+    fn push(&mut self, item: &Item) {
+        use crate::value::Stored;
+        let key = (item.service.clone(), item.resource.to_bytes(), item.scope.to_bytes());
+        let builder = &mut self.builder;
+        let context = *self.contexts.entry(key).or_insert_with_key(|(service, resource, scope)| {
+            let resource = builder.resource(service, resource);
+            let scope = builder.scope(scope);
+            builder.context(resource, scope)
+        });
+        let checked = "it came out of a store, where every string is UTF-8";
+        builder.place(context, item.kind, item.name.as_bytes()).expect(checked);
+        item.push_values(builder).expect(checked);
+        builder.finish_row(Row {
+            trace: item.trace_id.unwrap_or_default().0,
+            span: item.span_id.0,
+            parent: item.parent_span_id.0,
+            time: item.time,
+            duration: item.duration,
+            marks: item.marks,
+        });
+    }
+}
