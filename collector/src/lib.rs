@@ -1,0 +1,13 @@
+//! The collector: receives OpenTelemetry over gRPC and HTTP, checks it, and hands it to the store.
+//!
+//! The way in is one function, `ingest::Ingest::request`. Each step of it is the module of that name.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod decode;
+pub mod ingest;
+pub mod receive;
+pub mod self_metrics;
+pub mod semconv;
+pub mod validate;

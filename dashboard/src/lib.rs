@@ -1,0 +1,92 @@
+//! The dashboard: a `Reader` of the store in, an axum `Router` out. Pages are drawn by the server and need no script; each page and
+//! each address of the API is a file with its question, its answer and its template.
+//!
+//! What arrives in telemetry is hostile text: templates escape it, addresses are percent-encoded, and the
+//! Content-Security-Policy allows no inline script or style.
+
+mod api;
+mod ask;
+mod draw;
+mod error;
+mod health;
+mod pages;
+mod times;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::routing::{get, post};
+use firstfall_store::{Reader, Signal};
+use std::sync::Arc;
+
+/// What came in since start, as the collector counts it.
+pub trait Intake: Send + Sync {
+    fn signal(&self, signal: Signal) -> SignalIntake;
+    /// Requests refused whole: reason and count.
+    fn refused_requests(&self) -> Vec<(&'static str, u64)>;
+    fn repeated_requests(&self) -> u64;
+    /// Wall clock of the latest request, nanoseconds.
+    fn last_received(&self) -> Option<u64>;
+}
+
+pub struct SignalIntake {
+    pub received: u64,
+    /// Reason, sentence, count.
+    pub rejected: Vec<(&'static str, &'static str, u64)>,
+    pub cut: Vec<(&'static str, &'static str, u64)>,
+}
+
+#[derive(Clone)]
+pub(crate) struct App {
+    pub reader: Reader,
+    pub intake: Arc<dyn Intake>,
+}
+
+const STYLE: &str = include_str!("../assets/style.css");
+const ICON: &str = include_str!("../assets/icon.svg");
+
+pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>) -> Router {
+    let app = App { reader, intake };
+    Router::new()
+        .route("/", get(pages::home::show))
+        .route("/services", get(pages::services::show))
+        .route("/services/{service}", get(pages::service::show))
+        .route("/traces", get(pages::traces::show))
+        .route("/traces/{trace_id}", get(pages::trace::show))
+        .route("/logs", get(pages::logs::show))
+        .route("/settings", get(pages::settings::show))
+        .route("/assets/style.css", get(|| async { asset("text/css; charset=utf-8", STYLE) }))
+        .route("/assets/icon.svg", get(|| async { asset("image/svg+xml", ICON) }))
+        .route("/api/v1/stats", get(api::stats::answer))
+        .route("/api/v1/services", get(api::services::list))
+        .route("/api/v1/services/{service}", get(api::services::one))
+        .route("/api/v1/services/{service}/red", get(api::services::red))
+        .route("/api/v1/traces", get(api::traces::search))
+        .route("/api/v1/traces/{trace_id}", get(api::traces::one))
+        .route("/api/v1/logs", get(api::logs::search))
+        .route("/api/v1/sql", post(api::sql::answer))
+        .fallback(error::not_found)
+        .layer(from_fn(safe_headers))
+        .with_state(app)
+}
+
+fn asset(content_type: &'static str, body: &'static str) -> ([(header::HeaderName, &'static str); 2], &'static str) {
+    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "max-age=300")], body)
+}
+
+async fn safe_headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        ),
+    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}

@@ -24,7 +24,7 @@
 //!   numbers taken out, as a dictionary with codes, then the numbers, a column for each place in each pattern.
 //! - *shape*: which columns a row has, in the client's order; a column holds just the values of the rows that have it.
 
-use crate::batch::{Arena, Batch, Column, Field, Interner, Kind, marks};
+use crate::batch::{Arena, Batch, Column, Interner, Kind, marks};
 use crate::pack::{Writer, write_planes, zigzag};
 use crate::{Service, filter};
 use hashbrown::HashMap;
@@ -692,33 +692,4 @@ struct Facts {
     time_min: u64,
     time_max: u64,
     duration_max: u64,
-}
-
-/// What the fields of a column are called where people see them.
-pub fn field_name(field: Field) -> &'static str {
-    match field {
-        Field::Attribute => "attribute",
-        Field::StatusMessage => "status_message",
-        Field::TraceState => "trace_state",
-        Field::Flags => "flags",
-        Field::DroppedAttributes => "dropped_attributes",
-        Field::Events => "events",
-        Field::DroppedEvents => "dropped_events",
-        Field::Links => "links",
-        Field::DroppedLinks => "dropped_links",
-        Field::SeverityText => "severity_text",
-        Field::Body => "body",
-        Field::Unit => "unit",
-        Field::Description => "description",
-        Field::Temporality => "temporality",
-        Field::Monotonic => "monotonic",
-        Field::Value => "value",
-        Field::Count => "count",
-        Field::Sum => "sum",
-        Field::Min => "min",
-        Field::Max => "max",
-        Field::Buckets => "buckets",
-        Field::Exemplars => "exemplars",
-        Field::Metadata => "metadata",
-    }
 }

@@ -11,7 +11,6 @@ use rusqlite::{Connection, OpenFlags, params};
 use std::path::{Path, PathBuf};
 
 pub(crate) struct Journal {
-    pub number: u64,
     path: PathBuf,
     connection: Connection,
     /// Bytes of the bodies that it holds.
@@ -72,7 +71,7 @@ impl Journal {
         if durability == Durability::Full {
             sync_directory(directory)?;
         }
-        Ok(Journal { number, path, connection, bytes: 0 })
+        Ok(Journal { path, connection, bytes: 0 })
     }
 
     /// All records are durable when this returns, or none of them is in the journal.

@@ -4,14 +4,14 @@
 use crate::Error;
 use rusqlite::Connection;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// The files of `migrations/`, in order. A file that was released is never changed.
 const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_start.sql")];
 
 pub(crate) struct Meta {
-    /// Names this store for ever, random; seeds nothing.
-    #[allow(dead_code, reason = "alert state and deliveries join it with the issue that brings them")]
-    connection: Connection,
+    /// Held open while the store is: what joins in later migrations is written through it.
+    _connection: Mutex<Connection>,
 }
 
 impl Meta {
@@ -30,6 +30,6 @@ impl Meta {
             transaction.pragma_update(None, "user_version", number as u32 + 1).map_err(&failed)?;
             transaction.commit().map_err(&failed)?;
         }
-        Ok(Meta { connection })
+        Ok(Meta { _connection: Mutex::new(connection) })
     }
 }

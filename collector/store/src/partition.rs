@@ -604,7 +604,7 @@ fn read_blocks(connection: &Connection, path: &Path, after: i64) -> Result<Vec<A
     let mut rows = select.query([after]).map_err(&failed)?;
     let mut blocks = Vec::new();
     while let Some(row) = rows.next().map_err(&failed)? {
-        let mut read = || -> rusqlite::Result<(u32, BlockInfo, Vec<u8>)> {
+        let read = || -> rusqlite::Result<(u32, BlockInfo, Vec<u8>)> {
             Ok((
                 row.get(1)?,
                 BlockInfo {

@@ -327,6 +327,11 @@ impl Store {
         Ok(Admission::New(Place { shared: self.shared.clone(), hash, used: false }))
     }
 
+    /// Refuses what comes from now on.
+    pub fn refuse_new(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+    }
+
     /// Seals what is live, so that the directory is at rest: partitions only, no journal. Waits for it.
     pub fn close(mut self) {
         self.shutdown();

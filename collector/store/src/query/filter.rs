@@ -4,7 +4,6 @@
 //! the columns of the attributes that are named. A value is compared once for each distinct text, not once a row.
 
 use crate::batch::{Batch, Cell, Field, Kind, marks};
-use crate::block::field_name;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable, Values};
 use crate::value::{Resource, Stored, Value};
@@ -352,11 +351,6 @@ pub(crate) fn cell_value(cell: Cell<'_>) -> Value {
 
 fn cell_text(cell: Cell<'_>) -> String {
     cell_value(cell).text()
-}
-
-/// A name for a field that is no attribute, or the attribute's key.
-pub(crate) fn column_label(field: Field, key: &str) -> &str {
-    if field == Field::Attribute { key } else { field_name(field) }
 }
 
 #[cfg(test)]

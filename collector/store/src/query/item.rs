@@ -4,8 +4,9 @@ use super::filter::cell_value;
 use crate::batch::{Batch, BatchBuilder, Field, Kind, NotUtf8, marks};
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable, Values};
-use crate::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
+use crate::value::{Event, Link, Pairs, Resource, Scope, Stored, Value, pairs_to_json};
 use crate::{Damaged, Error, Service, SpanId, TraceId};
+use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
 /// A span, log record or metric point with everything that the client sent.
@@ -70,6 +71,19 @@ impl Item {
 
     pub fn links(&self) -> Vec<Link> {
         self.list(Field::Links)
+    }
+
+    pub fn events_json(&self) -> Json {
+        let event = |e: Event| json!({"time": e.time, "name": e.name, "attributes": pairs_to_json(&e.attributes), "dropped_attributes_count": e.dropped_attributes});
+        Json::Array(self.events().into_iter().map(event).collect())
+    }
+
+    pub fn links_json(&self) -> Json {
+        let link = |l: Link| {
+            json!({"trace_id": l.trace_id.to_string(), "span_id": l.span_id.to_string(), "trace_state": l.trace_state,
+                "attributes": pairs_to_json(&l.attributes), "dropped_attributes_count": l.dropped_attributes, "flags": l.flags})
+        };
+        Json::Array(self.links().into_iter().map(link).collect())
     }
 
     fn list<T: Stored>(&self, field: Field) -> Vec<T> {

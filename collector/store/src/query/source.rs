@@ -1,6 +1,6 @@
 //! Where rows are: the batches of live generations, and the blocks of partitions.
 
-use super::Item;
+use super::{Filter, Item};
 use crate::batch::Batch;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable};
@@ -58,6 +58,32 @@ impl Reader {
             open.segment_items(number, &rows)?.into_iter().for_each(&mut each);
         }
         Ok(())
+    }
+
+    /// The rows of a segment that pass a filter, for a cursor that goes through all.
+    pub(crate) fn filtered_segment(
+        &self,
+        partition: &Arc<Partition>,
+        block: &Arc<BlockInfo>,
+        number: usize,
+        filter: &Filter,
+    ) -> Result<Vec<Item>, Error> {
+        let services = filter.services_in(partition);
+        if !filter.may_be_in(block, number, services.as_deref()) {
+            return Ok(Vec::new());
+        }
+        let mut open = OpenBlock::open(self, partition, block)?;
+        let segment = open.segment(number)?;
+        let traces = open.traces.clone();
+        let rows = filter.segment_rows(partition, block, number, &segment, services.as_deref(), Some(&traces))?;
+        if rows.len() > 64 {
+            open.index_families();
+        }
+        open.segment_items(number, &rows)
+    }
+
+    pub(crate) fn filtered_batch(&self, batch: &Batch, filter: &Filter) -> Result<Vec<Item>, Error> {
+        filter.batch_rows(batch)?.into_iter().map(|row| super::item::from_batch(batch, row as usize)).collect()
     }
 
     pub(crate) fn trace_table(&self, partition: &Arc<Partition>, block: &BlockInfo) -> Result<Arc<TraceTable>, Error> {

@@ -1,0 +1,279 @@
+//! Settings: each a typed field with a sentence. They come from a TOML file, from `FIRSTFALL_<SECTION>_<KEY>`, and from flags, in
+//! that order; mistakes are told all together, by path, before anything starts.
+
+use crate::receive::Receiving;
+use crate::validate::Limits;
+use firstfall_store::{Durability, Options};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub otlp_grpc: String,
+    pub otlp_http: String,
+    pub web: String,
+    pub token: Option<String>,
+    pub insecure_no_auth: bool,
+    pub log_level: String,
+    pub cors_origins: Vec<String>,
+    pub in_flight_bytes_max: usize,
+    pub receiving: Receiving,
+    pub limits: Limits,
+    pub store: Options,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data_dir: "./firstfall-data".into(),
+            otlp_grpc: "127.0.0.1:4317".into(),
+            otlp_http: "127.0.0.1:4318".into(),
+            web: "127.0.0.1:4380".into(),
+            token: None,
+            insecure_no_auth: false,
+            log_level: "info".into(),
+            cors_origins: Vec::new(),
+            in_flight_bytes_max: 128 << 20,
+            receiving: Receiving { request_bytes_max: 64 << 20, body_time_max: Duration::from_secs(30) },
+            limits: Limits::default(),
+            store: Options::default(),
+        }
+    }
+}
+
+type Set = fn(&mut Config, &str) -> Result<(), String>;
+
+/// A setting: its path, what it does and why one would change it, and how it is read from text.
+pub struct Setting {
+    pub path: &'static str,
+    pub about: &'static str,
+    set: Set,
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    let digits: String = text.chars().filter(|c| *c != '_').collect();
+    digits.parse().map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(at);
+    let factor = match unit {
+        "" | "B" => 1,
+        "kB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(format!("{unit:?} is not a unit of size; use B, kB, MB, GB, KiB, MiB or GiB")),
+    };
+    number(digits.trim())?.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(|| format!("{text:?} has no unit; write 30s, 5m, 12h or 7d"))?;
+    let (digits, unit) = text.split_at(at);
+    let factor = match unit {
+        "ms" => return Ok(Duration::from_millis(number(digits)?)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(format!("{unit:?} is not a unit of time; write 30s, 5m, 12h or 7d")),
+    };
+    Ok(Duration::from_secs(number(digits.trim())?.checked_mul(factor).ok_or_else(|| format!("{text:?} is too long"))?))
+}
+
+fn at_least(least: u64, value: u64) -> Result<usize, String> {
+    if value < least { Err(format!("{value} is too small; the least is {least}")) } else { Ok(value as usize) }
+}
+
+fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" | "" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
+macro_rules! settings {
+    ($($path:literal: $about:literal, |$config:ident, $text:ident| $set:expr;)*) => {
+        pub const SETTINGS: &[Setting] = &[$(Setting { path: $path, about: $about, set: |$config, $text| { $set; Ok(()) } }),*];
+    };
+}
+
+settings! {
+    "server.data_dir": "Directory of the store; default ./firstfall-data. Put it on a disk with room for the retention.",
+        |c, t| c.data_dir = t.into();
+    "server.otlp_grpc": "Address of OTLP/gRPC; default 127.0.0.1:4317. Port 0 picks a free one.", |c, t| c.otlp_grpc = t.to_owned();
+    "server.otlp_http": "Address of OTLP/HTTP; default 127.0.0.1:4318.", |c, t| c.otlp_http = t.to_owned();
+    "server.web": "Address of the pages and APIs; default 127.0.0.1:4380.", |c, t| c.web = t.to_owned();
+    "server.token": "One token for every port: Bearer for programs, Basic password for browsers. Required beyond loopback.",
+        |c, t| c.token = Some(t.trim().to_owned()).filter(|t| !t.is_empty());
+    "server.token_file": "A file that holds the token, so that it stands in no environment.",
+        |c, t| c.token = Some(std::fs::read_to_string(t).map_err(|e| format!("cannot read {t}: {e}"))?.trim().to_owned()).filter(|t| !t.is_empty());
+    "server.insecure_no_auth": "Listen beyond loopback without a token; default false. Only behind something that authenticates.",
+        |c, t| c.insecure_no_auth = flag(t)?;
+    "server.log_level": "error, warn, info, debug or trace; default info.", |c, t| c.log_level = t.to_owned();
+    "server.cors_origins": "Origins, by comma, whose pages may send telemetry; default none.",
+        |c, t| c.cors_origins = t.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect();
+    "limits.request_bytes_max": "Largest request, before and after inflating; default 64MiB, as OTLP recommends.",
+        |c, t| c.receiving.request_bytes_max = at_least(1024, size(t)?)?;
+    "limits.in_flight_bytes_max": "Bytes of all requests under way; default 128MiB. Past it clients are told to come again.",
+        |c, t| c.in_flight_bytes_max = at_least(1024, size(t)?)?;
+    "limits.body_time_max": "How long a body may take to arrive; default 30s.", |c, t| c.receiving.body_time_max = duration(t)?;
+    "limits.attributes_max": "Attributes of one item; default 128.", |c, t| c.limits.attributes_max = at_least(1, number(t)?)?;
+    "limits.key_bytes_max": "Bytes of an attribute key; default 256B.", |c, t| c.limits.key_bytes_max = at_least(16, size(t)?)?;
+    "limits.value_bytes_max": "Bytes of an attribute value; default 64KiB: a stack trace fits.", |c, t| c.limits.value_bytes_max = at_least(64, size(t)?)?;
+    "limits.body_bytes_max": "Bytes of a log body; default 256KiB.", |c, t| c.limits.body_bytes_max = at_least(64, size(t)?)?;
+    "limits.services_max": "Services with rollups of their own; default 5000, further ones are counted as (other).",
+        |c, t| c.store.cardinality.services_max = at_least(1, number(t)?)?;
+    "limits.operations_per_service_max": "Operations of a service with rollups of their own; default 2000.",
+        |c, t| c.store.cardinality.operations_per_service_max = at_least(1, number(t)?)?;
+    "store.durability": "What an acknowledgement survives: full (a power cut; default), process (kill -9), memory (nothing).",
+        |c, t| c.store.durability = match t {
+            "full" => Durability::Full,
+            "process" => Durability::Process,
+            "memory" => Durability::Memory,
+            _ => return Err(format!("{t:?} is none of full, process, memory")),
+        };
+    "store.block_rows": "Rows after which a generation is sealed; default 65536.", |c, t| c.store.generation_rows = at_least(1, number(t)?)?;
+    "store.block_age": "Age after which a generation is sealed; default 60s.", |c, t| c.store.generation_age = duration(t)?;
+    "store.backlog_bytes_max": "Bytes that may wait for the writer; default 128MiB.", |c, t| c.store.backlog_bytes_max = at_least(1 << 20, size(t)?)?;
+    "store.disk_reserve_bytes": "Room that is kept free on the volume, at most a twentieth of it; default 64MiB.",
+        |c, t| c.store.disk_reserve_bytes = size(t)?;
+    "store.partition_bytes": "Size after which a new partition begins; default 2GiB. Retention drops whole partitions.",
+        |c, t| c.store.partition_bytes = at_least(1 << 20, size(t)?)? as u64;
+    "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?;
+    "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?;
+    "retention.rollups": "How long rates, errors and latencies are kept; default 400d.", |c, t| c.store.retention_rollups = duration(t)?;
+}
+
+impl Config {
+    /// Reads a file's text and the environment. All mistakes at once, a line each.
+    pub fn read(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Config, String> {
+        let mut config = Config::default();
+        let mut mistakes = Vec::new();
+        if let Some((name, text)) = file {
+            match text.parse::<toml::Table>() {
+                Ok(table) => config.read_table(name, "", &table, &mut mistakes),
+                Err(error) => mistakes.push(format!("{name}: {error}")),
+            }
+        }
+        let mut variables: Vec<(String, String)> = environment.filter(|(key, _)| key.starts_with("FIRSTFALL_")).collect();
+        variables.sort();
+        for (key, value) in variables {
+            if key == "FIRSTFALL_TOKEN" {
+                config.token = Some(value.trim().to_owned()).filter(|t| !t.is_empty());
+                continue;
+            }
+            let name = key.trim_start_matches("FIRSTFALL_").to_ascii_lowercase();
+            match SETTINGS.iter().find(|s| s.path.replace('.', "_") == name) {
+                Some(setting) => {
+                    if let Err(mistake) = (setting.set)(&mut config, &value) {
+                        mistakes.push(format!("{key}: {mistake}"));
+                    }
+                }
+                None => {
+                    let nearest = nearest(&name, SETTINGS.iter().map(|s| s.path.replace('.', "_")));
+                    mistakes.push(format!("{key}: there is no such setting; did you mean FIRSTFALL_{}?", nearest.to_ascii_uppercase()));
+                }
+            }
+        }
+        config.check(&mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(mistakes.join("\n")) }
+    }
+
+    fn read_table(&mut self, file: &str, prefix: &str, table: &toml::Table, mistakes: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            let text = match value {
+                toml::Value::Table(inner) if prefix.is_empty() => {
+                    self.read_table(file, &path, inner, mistakes);
+                    continue;
+                }
+                toml::Value::String(text) => text.clone(),
+                toml::Value::Array(values) => values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(","),
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Float(number) => number.to_string(),
+                toml::Value::Boolean(flag) => flag.to_string(),
+                toml::Value::Datetime(time) => time.to_string(),
+                toml::Value::Table(_) => {
+                    mistakes.push(format!("{file}: {path}: a section within a section; no setting is that deep"));
+                    continue;
+                }
+            };
+            match SETTINGS.iter().find(|s| s.path == path) {
+                Some(setting) => {
+                    if let Err(mistake) = (setting.set)(self, &text) {
+                        mistakes.push(format!("{file}: {path}: {mistake}"));
+                    }
+                }
+                None => {
+                    let nearest = nearest(&path, SETTINGS.iter().map(|s| s.path.to_owned()));
+                    mistakes.push(format!("{file}: {path}: there is no such setting; did you mean {nearest}?"));
+                }
+            }
+        }
+    }
+
+    fn check(&self, mistakes: &mut Vec<String>) {
+        if self.in_flight_bytes_max < self.receiving.request_bytes_max {
+            mistakes.push(format!(
+                "limits.in_flight_bytes_max: {} is less than one largest request of {} (limits.request_bytes_max)",
+                self.in_flight_bytes_max, self.receiving.request_bytes_max
+            ));
+        }
+    }
+}
+
+fn nearest(given: &str, known: impl Iterator<Item = String>) -> String {
+    known.min_by_key(|k| strsim::damerau_levenshtein(k, given)).expect("there are settings")
+}
+
+/// The reference of all settings, as a commented TOML file.
+pub fn reference() -> String {
+    let mut out = String::from("# Every setting of Firstfall with its default in words. Each is also FIRSTFALL_<SECTION>_<KEY>.\n");
+    let mut section = "";
+    for setting in SETTINGS {
+        let (of, key) = setting.path.split_once('.').expect("a path has a section");
+        if of != section {
+            out.push_str(&format!("\n[{of}]\n"));
+            section = of;
+        }
+        out.push_str(&format!("# {}\n# {key} =\n", setting.about));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(file: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        Config::read(Some(("ff.toml", file)), environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn the_environment_goes_over_the_file() {
+        let config = check(
+            "[server]\nweb = '127.0.0.1:1'\n[limits]\nvalue_bytes_max = '1KiB'\n",
+            &[("FIRSTFALL_SERVER_WEB", "127.0.0.1:2"), ("FIRSTFALL_TOKEN", "t")],
+        );
+        let config = config.expect("valid");
+        assert_eq!((config.web.as_str(), config.limits.value_bytes_max, config.token.as_deref()), ("127.0.0.1:2", 1024, Some("t")));
+    }
+
+    #[test]
+    fn mistakes_are_told_together_with_the_nearest_known_key() {
+        let mistakes =
+            check("[retention]\nages = '7d'\nbytes = '5 parsecs'\n", &[("FIRSTFALL_STORE_DURABLE", "full")]).expect_err("three mistakes");
+        assert!(mistakes.contains("retention.ages: there is no such setting; did you mean retention.age?"), "{mistakes}");
+        assert!(mistakes.contains("\"parsecs\" is not a unit of size"), "{mistakes}");
+        assert!(mistakes.contains("did you mean FIRSTFALL_STORE_DURABILITY?"), "{mistakes}");
+    }
+}

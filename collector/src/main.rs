@@ -1,0 +1,154 @@
+//! `firstfall`: the one binary. Reads the command line and the settings, and starts the part that was asked for.
+
+use clap::Parser;
+use collector::app::{CannotStart, Server};
+use collector::cli::{Cli, Command, ServeOptions, SqlOptions};
+use collector::config::{self, Config};
+use std::process::ExitCode;
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        None => serve(cli.options),
+        Some(Command::Serve(options)) => serve(options),
+        Some(Command::Sql(options)) => sql(&options),
+        Some(Command::CheckConfig { file }) => check_config(file),
+        Some(Command::Version) => {
+            println!("firstfall {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Some(Command::Demo(_) | Command::DemoService { .. }) => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("firstfall: {}", error.message);
+            ExitCode::from(if error.usage { USAGE } else { FAILURE })
+        }
+    }
+}
+
+fn usage(message: String) -> CannotStart {
+    CannotStart { message, usage: true }
+}
+
+fn failure(message: String) -> CannotStart {
+    CannotStart { message, usage: false }
+}
+
+fn read_config(file: Option<&std::path::Path>) -> Result<Config, CannotStart> {
+    let text = match file {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| usage(format!("read settings from {}: {error}", path.display())))?;
+            Some((path.display().to_string(), text))
+        }
+    };
+    let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    Config::read(text.as_ref().map(|(name, text)| (name.as_str(), text.as_str())), environment)
+        .map_err(|mistakes| usage(format!("the settings have mistakes:\n{mistakes}")))
+}
+
+fn settings(options: ServeOptions) -> Result<Config, CannotStart> {
+    let mut config = read_config(options.config.as_deref())?;
+    config.data_dir = options.data_dir.unwrap_or(config.data_dir);
+    config.log_level = options.log_level.unwrap_or(config.log_level);
+    config.otlp_grpc = options.otlp_grpc.unwrap_or(config.otlp_grpc);
+    config.otlp_http = options.otlp_http.unwrap_or(config.otlp_http);
+    config.web = options.web.unwrap_or(config.web);
+    config.insecure_no_auth |= options.insecure_no_auth;
+    Ok(config)
+}
+
+fn log_to_stderr(level: &str) -> Result<(), CannotStart> {
+    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| usage(format!("log level {level:?}: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CannotStart> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failure(format!("start the runtime: {error}")))
+}
+
+fn serve(options: ServeOptions) -> Result<(), CannotStart> {
+    let config = settings(options)?;
+    log_to_stderr(&config.log_level)?;
+    runtime()?.block_on(async {
+        // Before anything is bound, so that a signal right after the start ends it in good order too.
+        let mut stop = Signals::listen()?;
+        let server = Server::start(&config).await?;
+        server.announce();
+        stop.wait(options_reload).await;
+        tracing::info!("stopping: answering what is in flight and sealing what is live");
+        server.stop().await;
+        Ok(())
+    })
+}
+
+/// SIGHUP asks to read the settings again; those that can change while running do.
+fn options_reload() {
+    tracing::info!("SIGHUP: no setting of this version can change while it runs; restart to apply changes");
+}
+
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+    hup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, CannotStart> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| signal(kind).map_err(|error| failure(format!("listen for signals: {error}")));
+        Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())?, hup: listen(SignalKind::hangup())? })
+    }
+
+    async fn wait(&mut self, reload: fn()) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => reload(),
+            }
+        }
+    }
+}
+
+fn sql(options: &SqlOptions) -> Result<(), CannotStart> {
+    let config = read_config(options.config.as_deref())?;
+    let directory = options.data_dir.clone().unwrap_or(config.data_dir);
+    let reader = firstfall_store::Reader::open(&directory).map_err(|error| failure(error.to_string()))?;
+    let budget = firstfall_store::query::Budget::new(std::time::Duration::from_secs(3600));
+    let answer = reader.sql(&options.query, options.limit, &budget).map_err(|error| failure(error.to_string()))?;
+    println!("{}", answer.columns.join("\t"));
+    for row in answer.rows {
+        let cells: Vec<String> = row
+            .iter()
+            .map(|value| match value {
+                serde_json::Value::String(text) => text.replace(['\t', '\n', '\r'], " "),
+                serde_json::Value::Null => String::new(),
+                other => other.to_string(),
+            })
+            .collect();
+        println!("{}", cells.join("\t"));
+    }
+    if answer.truncated {
+        eprintln!("firstfall: more rows than {}; ask for more with --limit", options.limit);
+    }
+    Ok(())
+}
+
+fn check_config(file: Option<std::path::PathBuf>) -> Result<(), CannotStart> {
+    read_config(file.as_deref())?;
+    print!("{}", config::reference());
+    Ok(())
+}

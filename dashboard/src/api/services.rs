@@ -1,0 +1,147 @@
+//! `GET /api/v1/services`, `…/{service}`, `…/{service}/red`: rates, errors and latency from rollups.
+
+use super::{latency, respond};
+use crate::App;
+use crate::ask::{Query, Range, ask};
+use crate::error::ApiError;
+use crate::health::{State as Health, judge};
+use crate::times;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use firstfall_store::query::{ServiceQuestion, ServiceSummary};
+use firstfall_store::sql::span_kind;
+use serde_json::{Value as Json, json};
+
+/// A service's health rests on the last five minutes of the range.
+const RECENT: u64 = 300 * 1_000_000_000;
+
+pub struct Judged {
+    pub summary: ServiceSummary,
+    pub health: Health,
+    pub reason: String,
+}
+
+/// All services of the range with their states, in the order of their names.
+pub async fn judged(app: &App, question: ServiceQuestion, range: Range) -> Result<Vec<Judged>, ApiError> {
+    ask(app, move |reader, budget| {
+        let recent_question = ServiceQuestion { from: range.to.saturating_sub(RECENT).max(range.from), step: 0, ..question.clone() };
+        let recent = reader.services(&recent_question, budget)?;
+        let all = reader.services(&question, budget)?;
+        Ok(all
+            .into_iter()
+            .map(|summary| {
+                let mut now = recent.iter().find(|r| r.service == summary.service).cloned().unwrap_or_else(|| ServiceSummary {
+                    requests: Default::default(),
+                    points: Vec::new(),
+                    ..summary.clone()
+                });
+                now.last_seen = summary.last_seen;
+                now.by_roots = summary.by_roots;
+                let (health, reason) = judge(&now, range.to);
+                Judged { summary, health, reason }
+            })
+            .collect())
+    })
+    .await
+}
+
+fn service_json(judged: &Judged, range: &Range) -> Json {
+    let Judged { summary, health, reason } = judged;
+    let requests = &summary.requests;
+    json!({
+        "name": summary.service.name,
+        "service": summary.service.name,
+        "namespace": summary.service.namespace,
+        "environment": summary.service.environment,
+        "status": health.word(),
+        "reason": reason,
+        "request_rate": requests.calls as f64 / range.seconds(),
+        "error_ratio": if requests.calls == 0 { 0.0 } else { requests.errors as f64 / requests.calls as f64 },
+        "latency_ms": latency(&requests.histogram),
+        "requests": requests.calls,
+        "errors": requests.errors,
+        "versions": summary.versions(),
+        "instances": summary.instances.iter().filter(|i| !i.id.is_empty()).count().max(usize::from(!summary.instances.is_empty())),
+        "last_seen": times::rfc3339(summary.last_seen),
+        "by_roots": summary.by_roots,
+        "exact": true,
+    })
+}
+
+pub async fn list(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let services = judged(&app, query.services(&range), range).await?;
+    Ok(respond(&json!({"services": services.iter().map(|s| service_json(s, &range)).collect::<Vec<_>>()})))
+}
+
+pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let question = ServiceQuestion { service: Some(name.clone()), ..query.services(&range) };
+    let mut services = judged(&app, question.clone(), range).await?;
+    // One name in several environments: the busiest, the others are named beside it.
+    services.sort_by_key(|s| std::cmp::Reverse(s.summary.items));
+    let Some(service) = services.first() else {
+        return Err(ApiError::not_found(format!("no service {name:?} was heard in this range")));
+    };
+    let identity = service.summary.service.clone();
+    let exact = ServiceQuestion { namespace: Some(identity.namespace), environment: Some(identity.environment), ..question };
+    let operations = ask(&app, move |reader, budget| reader.operations(&exact, budget)).await?;
+    let operations: Vec<Json> = operations
+        .iter()
+        .map(|operation| {
+            json!({
+                "name": operation.name,
+                "kind": span_kind(operation.kind),
+                "requests": operation.cell.calls,
+                "errors": operation.cell.errors,
+                "latency_ms": latency(&operation.cell.histogram),
+            })
+        })
+        .collect();
+    let mut answer = service_json(service, &range);
+    answer["operations"] = Json::Array(operations);
+    answer["callers"] = json!([]);
+    answer["callees"] = json!([]);
+    answer["instance_list"] = service
+        .summary
+        .instances
+        .iter()
+        .map(|i| json!({"id": i.id, "version": i.version, "last_seen": times::rfc3339(i.last_seen)}))
+        .collect();
+    Ok(respond(&answer))
+}
+
+pub async fn red(State(app): State<App>, Path(name): Path<String>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let step = match query.get("step") {
+        Some(text) => times::duration(text).map_err(|e| ApiError::bad_request(format!("step: {e}")))?,
+        None => range.step(),
+    };
+    // A page of points has an end: a day at ten seconds.
+    const POINTS_MAX: u64 = 10_000;
+    let step = step.max(10_000_000_000);
+    if (range.to - range.from) / step > POINTS_MAX {
+        return Err(ApiError::bad_request(format!("step: the range would have more than {POINTS_MAX} points; ask for a wider step")));
+    }
+    let question = ServiceQuestion { service: Some(name.clone()), step, ..query.services(&range) };
+    let services = ask(&app, move |reader, budget| reader.services(&question, budget)).await?;
+    let Some(service) = services.into_iter().max_by_key(|s| s.items) else {
+        return Err(ApiError::not_found(format!("no service {name:?} was heard in this range")));
+    };
+    let points: Vec<Json> = service
+        .points
+        .iter()
+        .map(|point| {
+            json!({
+                "time": times::rfc3339(point.start),
+                "requests": point.cell.calls,
+                "errors": point.cell.errors,
+                "latency_ms": latency(&point.cell.histogram),
+            })
+        })
+        .collect();
+    Ok(respond(
+        &json!({"service": service.service.name, "namespace": service.service.namespace, "environment": service.service.environment,
+        "step_ns": step, "exact": true, "points": points}),
+    ))
+}

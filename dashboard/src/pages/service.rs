@@ -1,0 +1,190 @@
+//! `/services/{service}`: health with its reason; rate, errors, latency over time; operations; instances; recent failures.
+
+use super::{Frame, LogRow, Page, TraceRow, draw, log_rows, trace_rows};
+use crate::App;
+use crate::api::services::judged;
+use crate::ask::{Query, ask, encode};
+use crate::draw::{Line, lines, number};
+use crate::error::ApiError;
+use crate::times;
+use askama::Template;
+use axum::extract::{Path, State};
+use firstfall_store::query::{LogQuestion, SearchQuestion, ServiceQuestion};
+use firstfall_store::sql::span_kind;
+
+#[derive(Template)]
+#[template(path = "service.html")]
+struct ServicePage {
+    frame: Frame,
+    name: String,
+    place: String,
+    state: &'static str,
+    reason: String,
+    facts: Vec<(&'static str, String)>,
+    rate_chart: String,
+    error_chart: String,
+    latency_chart: String,
+    points: Vec<[String; 6]>,
+    operations: Vec<OperationRow>,
+    operations_total: usize,
+    instances: Vec<[String; 3]>,
+    failed: Vec<TraceRow>,
+    logs: Vec<LogRow>,
+    name_encoded: String,
+    others: Vec<(String, String)>,
+}
+
+struct OperationRow {
+    name: String,
+    kind: &'static str,
+    href: String,
+    rate: String,
+    errors: String,
+    failing: bool,
+    p50: String,
+    p95: String,
+    p99: String,
+}
+
+/// Operations and instances shown; the API has all.
+const ROWS_MAX: usize = 200;
+
+pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query) -> Page {
+    let range = query.range()?;
+    let mut frame = Frame::new(&app, name.clone(), "services", &query, &range);
+    frame.refresh = range.live;
+    let step = range.step();
+    let question = ServiceQuestion { service: Some(name.clone()), step, ..query.services(&range) };
+    let mut all = judged(&app, question.clone(), range).await?;
+    all.sort_by_key(|s| std::cmp::Reverse(s.summary.items));
+    if all.is_empty() {
+        return Err(ApiError::not_found(format!("no service {name:?} was heard in {}", frame.range_words)).into());
+    }
+    let chosen = all.remove(0);
+    let identity = chosen.summary.service.clone();
+    let others = all
+        .iter()
+        .map(|o| {
+            let s = &o.summary.service;
+            (s.to_string(), query.with(&[("namespace", Some(&s.namespace)), ("environment", Some(&s.environment))]))
+        })
+        .collect();
+    let exact =
+        ServiceQuestion { namespace: Some(identity.namespace.clone()), environment: Some(identity.environment.clone()), ..question };
+    let mut filter = query.filter(&range)?;
+    filter.service = Some(name.clone());
+    filter.namespace = Some(identity.namespace.clone());
+    filter.environment = Some(identity.environment.clone());
+    let mut failures = filter.clone();
+    failures.error = Some(true);
+    filter.kind_min = 13;
+    let (operations, failed, logs) = ask(&app, move |reader, budget| {
+        Ok((
+            reader.operations(&exact, budget)?,
+            reader.search_traces(&SearchQuestion { filter: failures, limit: 10, before: None }, budget)?,
+            reader.search_logs(&LogQuestion { filter, limit: 10, after: None }, budget)?,
+        ))
+    })
+    .await?;
+
+    let summary = &chosen.summary;
+    let seconds = step as f64 / 1e9;
+    let series = |value: &dyn Fn(&firstfall_store::rollup::Cell) -> Option<f64>| {
+        summary.points.iter().map(|p| (p.start, value(&p.cell))).collect::<Vec<_>>()
+    };
+    let quantile = |q: f64| series(&move |c| c.histogram.quantile_ms(q));
+    let chart = |title, unit, drawn: &[Line<'_>]| lines(title, unit, range.from, range.to, step, drawn);
+    let rate_chart = chart(
+        "Requests per second",
+        "requests/s",
+        &[Line { class: "one", label: "rate", points: series(&|c| Some(c.calls as f64 / seconds)) }],
+    );
+    let error_chart = chart(
+        "Failed requests in percent",
+        "%",
+        &[Line { class: "bad", label: "errors", points: series(&|c| (c.calls > 0).then(|| 100.0 * c.errors as f64 / c.calls as f64)) }],
+    );
+    let latency_chart = chart(
+        "Latency in milliseconds",
+        "ms",
+        &[
+            Line { class: "three", label: "p99", points: quantile(0.99) },
+            Line { class: "two", label: "p95", points: quantile(0.95) },
+            Line { class: "one", label: "p50", points: quantile(0.5) },
+        ],
+    );
+    let ms = |value: Option<f64>| value.map_or("–".to_owned(), |ms| times::span_of((ms * 1e6) as u64));
+    let points = summary
+        .points
+        .iter()
+        .rev()
+        .map(|p| {
+            let h = &p.cell.histogram;
+            [
+                times::clock(p.start)[..8].to_owned(),
+                p.cell.calls.to_string(),
+                p.cell.errors.to_string(),
+                ms(h.quantile_ms(0.5)),
+                ms(h.quantile_ms(0.95)),
+                ms(h.quantile_ms(0.99)),
+            ]
+        })
+        .collect();
+    let requests = &summary.requests;
+    let operations_total = operations.len();
+    let rows = operations
+        .iter()
+        .take(ROWS_MAX)
+        .map(|o| OperationRow {
+            name: o.name.clone(),
+            kind: span_kind(o.kind),
+            href: format!("/traces?service={}&operation={}{}", encode(&name), encode(&o.name), frame.keep.replacen('?', "&", 1)),
+            rate: number(o.cell.calls as f64 / range.seconds()),
+            errors: format!("{:.1}", 100.0 * o.cell.errors as f64 / o.cell.calls.max(1) as f64),
+            failing: o.cell.errors > 0,
+            p50: ms(o.cell.histogram.quantile_ms(0.5)),
+            p95: ms(o.cell.histogram.quantile_ms(0.95)),
+            p99: ms(o.cell.histogram.quantile_ms(0.99)),
+        })
+        .collect();
+    let mut instances: Vec<_> = summary.instances.iter().collect();
+    instances.sort_by_key(|i| std::cmp::Reverse(i.last_seen));
+    let instances = instances
+        .into_iter()
+        .take(ROWS_MAX)
+        .map(|i| {
+            [
+                if i.id.is_empty() { "–".to_owned() } else { i.id.clone() },
+                if i.version.is_empty() { "–".to_owned() } else { i.version.clone() },
+                format!("{} ago", times::ago(range.to.saturating_sub(i.last_seen))),
+            ]
+        })
+        .collect();
+    let facts = vec![
+        ("requests/s", number(requests.calls as f64 / range.seconds())),
+        ("errors", format!("{:.2} %", 100.0 * requests.errors as f64 / requests.calls.max(1) as f64)),
+        ("p50", ms(requests.histogram.quantile_ms(0.5))),
+        ("p95", ms(requests.histogram.quantile_ms(0.95))),
+        ("p99", ms(requests.histogram.quantile_ms(0.99))),
+        ("counted", format!("{} {}, exact", number(requests.calls as f64), if summary.by_roots { "root spans" } else { "requests" })),
+    ];
+    draw(&ServicePage {
+        name_encoded: encode(&name),
+        name,
+        place: [identity.namespace, identity.environment].into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(" · "),
+        state: chosen.health.word(),
+        reason: chosen.reason.clone(),
+        facts,
+        rate_chart,
+        error_chart,
+        latency_chart,
+        points,
+        operations: rows,
+        operations_total,
+        instances,
+        failed: trace_rows(&failed.traces),
+        logs: log_rows(&logs.logs),
+        others,
+        frame,
+    })
+}
