@@ -30,7 +30,7 @@ impl State {
 
 const DEGRADED_SHARE: f64 = 0.01;
 const FAILING_SHARE: f64 = 0.05;
-/// With fewer requests nothing is claimed, unless all of several failed.
+/// With fewer requests nothing is claimed, good or bad.
 const REQUESTS_TO_KNOW: u64 = 20;
 /// A service that had requests and says nothing for this long is silent.
 const SILENT_AFTER: u64 = 120 * 1_000_000_000;
@@ -48,12 +48,12 @@ pub fn judge(recent: &ServiceSummary, end: u64) -> (State, String) {
     }
     let share = wilson_low(errors, calls);
     let numbers = format!("{errors} of {calls} {what} failed ({:.1} %)", 100.0 * errors as f64 / calls as f64);
-    if share > FAILING_SHARE {
+    if calls < REQUESTS_TO_KNOW {
+        (State::Unknown, format!("too few {what} to know: {calls}, {errors} failed"))
+    } else if share > FAILING_SHARE {
         (State::Failing, numbers)
     } else if share > DEGRADED_SHARE {
         (State::Degraded, numbers)
-    } else if calls < REQUESTS_TO_KNOW {
-        (State::Unknown, format!("too few {what} to know: {calls}, {errors} failed"))
     } else {
         (State::Ok, numbers)
     }
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn few_requests_never_make_a_service_red() {
-        assert_eq!(check(3, 1, 1), State::Unknown.max(State::Unknown));
+        assert_eq!(check(3, 1, 1), State::Unknown);
         assert_eq!(check(1000, 2, 1), State::Ok);
         assert_eq!(check(1000, 30, 1), State::Degraded);
         assert_eq!(check(1000, 300, 1), State::Failing);

@@ -1,1 +1,6 @@
+//! What the tests of the whole program share: the frozen corpus, and the real binary on free ports.
 
+pub mod corpus;
+mod server;
+
+pub use server::{Server, binary, wait_for};

@@ -164,6 +164,9 @@ pub fn inflate(encoding: Encoding, body: Vec<u8>, receiving: &Receiving, reserva
 /// The fast way for the usual gzip body: one member, whose trailer says the size. `None` where that does not hold.
 fn gzip_at_once(body: &[u8], max: usize, reservation: &mut Reservation) -> Result<Option<Vec<u8>>, Problem> {
     let Some(trailer) = body.last_chunk::<4>() else { return Err(Problem::Broken("the gzip body ends early".to_owned())) };
+    if !body.starts_with(&[0x1f, 0x8b]) {
+        return Err(Problem::Broken("the body is not gzip".to_owned()));
+    }
     let size = u32::from_le_bytes(*trailer) as usize;
     if size > max {
         // It says so itself. (A trailer that lies is refused by the limit below.)

@@ -890,6 +890,9 @@ impl BatchBuilder {
         self.duration.push(row.duration);
         self.marks.push(row.marks);
         self.values_start.push(self.row_values as u32);
+        // What is abandoned from here on is not this row's: an item may be refused before it is placed.
+        self.row_values = self.values.len();
+        self.current.clear();
     }
 
     /// Takes back what was pushed since `place`. Strings that only this row used stay: they cost bytes, not meaning.
@@ -953,7 +956,7 @@ impl BatchBuilder {
     }
 
     pub fn finish(mut self) -> Batch {
-        self.values.truncate(self.values.len());
+        self.abandon_row();
         Batch {
             signal: self.signal,
             strings: self.strings.into_arena(),

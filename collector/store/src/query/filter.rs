@@ -66,7 +66,7 @@ pub fn words(query: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut rest = query.trim_start();
     while !rest.is_empty() {
-        let wanted = !(rest.starts_with('-') && rest.len() > 1);
+        let wanted = !(rest.starts_with('-') && rest[1..].starts_with(|c: char| !c.is_whitespace()));
         if !wanted {
             rest = &rest[1..];
         }

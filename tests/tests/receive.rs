@@ -1,0 +1,234 @@
+//! What clients are answered, by the OTLP specification.
+
+use harness::{Server, corpus};
+use serde_json::{Value as Json, json};
+use std::io::Write;
+
+const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+fn body(salt: u64) -> (Vec<u8>, usize) {
+    let template = &corpus::traces(3, 1, 40)[0];
+    let mut body = Vec::new();
+    template.patch(salt, now() - 3_000_000_000, &mut body);
+    (body, template.items)
+}
+
+fn span(trace: &str, span: &str, name: &str, start: u64) -> Json {
+    json!({"traceId": trace, "spanId": span, "name": name, "kind": 2, "startTimeUnixNano": start.to_string(), "endTimeUnixNano": (start + 5_000_000).to_string()})
+}
+
+fn request(service: &str, spans: &[Json]) -> Json {
+    json!({"resourceSpans": [{"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}, "scopeSpans": [{"scope": {"name": "t"}, "spans": spans}]}]})
+}
+
+#[test]
+fn every_encoding_is_taken_and_a_repeated_body_is_stored_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let mut expected = 0;
+    for (salt, encoding) in ["identity", "gzip", "deflate", "zstd"].into_iter().enumerate() {
+        let (plain, items) = body(salt as u64 + 1);
+        let sent = match encoding {
+            "gzip" => {
+                let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+                let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
+                let length = compressor.gzip_compress(&plain, &mut out).expect("it fits");
+                out.truncate(length);
+                out
+            }
+            "deflate" => {
+                let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::default());
+                let mut out = vec![0; compressor.zlib_compress_bound(plain.len())];
+                let length = compressor.zlib_compress(&plain, &mut out).expect("it fits");
+                out.truncate(length);
+                out
+            }
+            "zstd" => zstd::bulk::compress(&plain, 3).expect("into memory"),
+            _ => plain,
+        };
+        expected += items;
+        for _ in 0..3 {
+            let (status, _, answer) = server.post("/v1/traces", &[PROTOBUF, ("content-encoding", encoding)], &sent).expect("answered");
+            assert_eq!((status, answer.len()), (200, 0), "{encoding}");
+        }
+    }
+    let stats = server.api("/api/v1/stats");
+    assert_eq!(stats["stored"]["spans"], json!(expected));
+    assert_eq!(stats["repeated_requests"], json!(8));
+    assert_eq!(server.sql("SELECT count(*) FROM spans"), [[json!(expected)]]);
+}
+
+#[test]
+fn a_repeated_body_is_known_across_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (sent, items) = body(1);
+    let server = Server::start(directory.path());
+    assert_eq!(server.send("traces", &sent), 200);
+    server.kill();
+    let server = Server::start(directory.path());
+    assert_eq!(server.send("traces", &sent), 200);
+    assert_eq!(server.terminate(), Some(0));
+    let server = Server::start(directory.path());
+    assert_eq!(server.send("traces", &sent), 200);
+    assert_eq!(server.sql("SELECT count(*) FROM spans"), [[json!(items)]]);
+}
+
+#[test]
+fn a_bad_span_costs_its_neighbours_nothing_and_is_counted_with_its_reason() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let start = now();
+    let good = "5b8efff798038103d269b633813fc60c";
+    let spans = [
+        span(good, "eee19b7ec3c1b174", "good", start),
+        span("00000000000000000000000000000000", "eee19b7ec3c1b175", "no trace", start),
+        span(good, "eee1", "short span id", start),
+        span(good, "eee19b7ec3c1b176", "no time", 0),
+        span(good, "eee19b7ec3c1b177", "far ahead", start * 2),
+        span(good, "eee19b7ec3c1b178", "milliseconds", start / 1_000_000),
+    ];
+    let (status, answer) = server.send_json("traces", &request("shop", &spans));
+    assert_eq!(status, 200);
+    assert_eq!(answer["partialSuccess"]["rejectedSpans"], json!("5"), "{answer}");
+    assert_eq!(server.api(&format!("/api/v1/traces/{good}"))["spans"].as_array().map(Vec::len), Some(1));
+    let rejected = &server.api("/api/v1/stats")["rejected"]["spans"];
+    assert_eq!(
+        *rejected,
+        json!({"trace_id_invalid": 1, "span_id_invalid": 1, "time_missing": 1, "time_too_far_ahead": 1, "time_too_old": 1})
+    );
+    assert!(server.page("/metrics").1.contains("firstfall_items_rejected_total{signal=\"spans\",reason=\"time_missing\"} 1"));
+    assert!(server.page("/settings").1.contains("time_too_far_ahead"));
+}
+
+#[test]
+fn refusals_have_the_status_that_clients_understand() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(directory.path(), &[], &[("FIRSTFALL_LIMITS_REQUEST_BYTES_MAX", "1MiB")]);
+    let check = |headers: &[(&str, &str)], body: &[u8], expected: u16| -> String {
+        let (status, headers, answer) = server.post("/v1/traces", headers, body).expect("answered");
+        assert_eq!(status, expected, "{}", String::from_utf8_lossy(&answer));
+        format!("{headers} {}", String::from_utf8_lossy(&answer))
+    };
+    check(&[PROTOBUF], &[0x0a, 0xff], 400);
+    assert!(check(&[JSON], b"{", 400).contains("\"message\""));
+    check(&[JSON], br#"{"resourceSpans": 7}"#, 400);
+    check(&[("content-type", "text/plain")], b"", 415);
+    check(&[PROTOBUF, ("content-encoding", "br")], b"x", 415);
+    check(&[PROTOBUF, ("content-encoding", "gzip")], b"not gzip at all", 400);
+    check(&[PROTOBUF], &vec![0; 2 << 20], 413);
+    check(&[PROTOBUF], b"", 200);
+    assert!(check(&[JSON], b"{}", 200).contains("application/json"));
+    // No page of another origin may send unless it is configured.
+    assert!(!check(&[JSON, ("origin", "https://elsewhere.example")], b"{}", 200).contains("access-control"));
+    assert_eq!(server.page("/v1/nothing").0, 404);
+}
+
+#[test]
+fn a_decompression_bomb_is_refused_and_the_next_client_served() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).expect("into memory");
+    let zeros = vec![0u8; 1 << 20];
+    for _ in 0..2048 {
+        encoder.write_all(&zeros).expect("into memory");
+    }
+    let bomb = encoder.finish().expect("into memory");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let (status, ..) = server.post("/v1/traces", &[PROTOBUF, ("content-encoding", "zstd")], &bomb).expect("answered");
+                assert!(status == 413 || status == 429, "{status}");
+            });
+        }
+    });
+    let (good, items) = body(5);
+    assert_eq!(server.send("traces", &good), 200);
+    assert_eq!(server.api("/api/v1/stats")["stored"]["spans"], json!(items));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("Linux");
+    let peak: u64 = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM"))
+        .and_then(|l| l.split_whitespace().nth(1))
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
+    assert!(peak < 384 << 10, "peak memory {peak} kB");
+}
+
+#[test]
+fn hostile_values_are_cut_or_refused_and_never_fatal() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let start = now();
+    // Nested 100 deep: the inner part becomes text. Nested 100,000 deep: so, or refused, but answered.
+    for (depth, may_refuse) in [(100, false), (100_000, true)] {
+        let deep = format!("{}{}{}", r#"{"arrayValue":{"values":["#.repeat(depth), r#"{"stringValue":"x"}"#, "]}}".repeat(depth));
+        let text = format!(
+            r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"deep","startTimeUnixNano":"{start}","endTimeUnixNano":"{start}","attributes":[{{"key":"k","value":{deep}}}]}}]}}]}}]}}"#
+        );
+        let (status, _, _) = server.post("/v1/traces", &[JSON], text.as_bytes()).expect("answered");
+        assert!(status == 200 || (may_refuse && status == 400), "{status}");
+    }
+    let mut attributes: Vec<Json> = (0..20_000).map(|n| json!({"key": format!("k{n}"), "value": {"intValue": n}})).collect();
+    attributes.insert(0, json!({"key": "long", "value": {"stringValue": "é".repeat(4 << 20)}}));
+    attributes
+        .insert(1, json!({"key": "<script>alert(1)</script>", "value": {"stringValue": "<img src=x onerror=alert(2)>\u{0}\u{1b}[31m"}}));
+    let mut wide = span("5b8efff798038103d269b633813fc60d", "eee19b7ec3c1b174", "<b>wide</b>", start);
+    wide["attributes"] = Json::Array(attributes);
+    // Parents in a circle.
+    let mut a = span("5b8efff798038103d269b633813fc60e", "eee19b7ec3c1b174", "a", start);
+    a["parentSpanId"] = json!("eee19b7ec3c1b175");
+    let mut b = span("5b8efff798038103d269b633813fc60e", "eee19b7ec3c1b175", "b", start);
+    b["parentSpanId"] = json!("eee19b7ec3c1b174");
+    let (status, answer) = server.send_json("traces", &request("<svc>", &[wide, a, b]));
+    assert_eq!((status, &answer), (200, &json!({})));
+    let cut = &server.api("/api/v1/stats")["cut"]["spans"];
+    assert!(
+        cut["nesting_cut"].as_u64() >= Some(1) && cut["value_cut"].as_u64() >= Some(1) && cut["attributes_over_limit"].as_u64() >= Some(1),
+        "{cut}"
+    );
+    let stored = server.api("/api/v1/traces/5b8efff798038103d269b633813fc60d");
+    assert_eq!(stored["spans"][0]["attributes"].as_object().map(serde_json::Map::len), Some(128));
+    assert_eq!(stored["spans"][0]["dropped"]["attributes"], json!(20_002 - 128));
+    for id in ["c", "d", "e"] {
+        let (status, page) = server.page(&format!("/traces/5b8efff798038103d269b633813fc60{id}"));
+        assert_eq!(status, 200);
+        assert!(!page.contains("<script>alert") && !page.contains("<img src=x") && !page.contains("<b>wide"), "markup came through");
+    }
+    // Names without end.
+    for part in 0..10u64 {
+        let spans: Vec<Json> = (0..1000u64)
+            .map(|n| span(&format!("{:032x}", part * 1000 + n + 1), &format!("{:016x}", n + 1), &format!("op {part} {n}"), start))
+            .collect();
+        assert_eq!(server.send_json("traces", &request("many", &spans)).0, 200);
+    }
+    let operations = server.api("/api/v1/services/many")["operations"].as_array().map_or(0, Vec::len);
+    assert!(operations <= 2001, "{operations} operations");
+    assert_eq!(server.page("/").0, 200);
+}
+
+#[test]
+fn one_token_guards_every_port() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start_with(directory.path(), &[], &[("FIRSTFALL_TOKEN", "s3cret")]);
+    let (sent, _) = body(1);
+    assert_eq!(server.send("traces", &sent), 200);
+    let (status, ..) = server.post("/v1/traces", &[PROTOBUF, ("authorization", "Bearer wrong")], &sent).expect("answered");
+    assert_eq!(status, 401);
+    assert_eq!(server.page("/").0, 200);
+    for path in ["/", "/api/v1/stats", "/metrics"] {
+        let config = harness_free_get(&server.web, path);
+        assert_eq!(config, 401, "{path}");
+    }
+    assert_eq!(harness_free_get(&server.web, "/healthz"), 200);
+}
+
+/// A GET without the token.
+fn harness_free_get(address: &str, path: &str) -> u16 {
+    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    agent.get(format!("http://{address}{path}")).call().expect("answered").status().as_u16()
+}
