@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod decode;
+pub mod demo;
 pub mod ingest;
 pub mod receive;
 pub mod self_metrics;

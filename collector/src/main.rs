@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use collector::app::{CannotStart, Server};
-use collector::cli::{Cli, Command, ServeOptions, SqlOptions};
+use collector::cli::{Cli, Command, DemoOptions, ServeOptions, SqlOptions};
 use collector::config::{self, Config};
+use collector::demo;
 use std::process::ExitCode;
 
 const FAILURE: u8 = 1;
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
             println!("firstfall {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
-        Some(Command::Demo(_) | Command::DemoService { .. }) => Ok(()),
+        Some(Command::Demo(options)) => demo(options),
+        Some(Command::DemoService { name, version, port, peers, otlp }) => {
+            runtime().and_then(|runtime| runtime.block_on(demo::run_service(name, version, port, &peers, &otlp)))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,6 +96,25 @@ fn serve(options: ServeOptions) -> Result<(), CannotStart> {
         server.stop().await;
         Ok(())
     })
+}
+
+fn demo(options: DemoOptions) -> Result<(), CannotStart> {
+    let own_directory = options.serve.data_dir.is_some() || options.serve.config.is_some();
+    let mut config = settings(options.serve)?;
+    // Demo data do not mix with real ones: a directory of its own, gone at the end.
+    let scratch = std::env::temp_dir().join(format!("firstfall-demo-{}", std::process::id()));
+    if !own_directory {
+        config.data_dir = scratch.clone();
+    }
+    log_to_stderr("warn")?;
+    let result = runtime()?.block_on(async {
+        let mut stop = Signals::listen()?;
+        demo::run(config, options.rate, options.pause, stop.wait(|| ())).await
+    });
+    if !own_directory {
+        let _ = std::fs::remove_dir_all(&scratch);
+    }
+    result
 }
 
 /// SIGHUP asks to read the settings again; those that can change while running do.
