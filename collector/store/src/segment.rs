@@ -5,6 +5,7 @@ use crate::batch::{Field, Kind};
 use crate::block::*;
 use crate::pack::{Reader, corrupt, read_planes, unzigzag};
 use crate::{Damaged, SpanId, TraceId};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::OnceLock as OnceCell;
@@ -19,7 +20,20 @@ fn inflate(bytes: &[u8], size: usize) -> Result<Vec<u8>, Damaged> {
     if size > INFLATED_MAX {
         return Err(corrupt("a chunk beyond 1 GiB"));
     }
-    let out = zstd::bulk::decompress(bytes, size).map_err(|_| corrupt("a chunk whose checksum or frame is wrong"))?;
+    // A context costs as much to make as a small chunk to inflate, and a trace needs hundreds of chunks.
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    let mut out = Vec::with_capacity(size);
+    CONTEXT
+        .with_borrow_mut(|context| {
+            let context = match context {
+                Some(context) => context,
+                None => context.insert(zstd::bulk::Decompressor::new()?),
+            };
+            context.decompress_to_buffer(bytes, &mut out)
+        })
+        .map_err(|_| corrupt("a chunk whose checksum or frame is wrong"))?;
     if out.len() == size { Ok(out) } else { Err(corrupt("a chunk of another length than its header says")) }
 }
 
