@@ -120,7 +120,7 @@ impl Query {
             service: own("service"),
             namespace: own("namespace"),
             environment: own("environment"),
-            step: 0,
+            ..ServiceQuestion::default()
         }
     }
 }

@@ -35,11 +35,11 @@ const REQUESTS_TO_KNOW: u64 = 20;
 /// A service that had requests and says nothing for this long is silent.
 const SILENT_AFTER: u64 = 120 * 1_000_000_000;
 
-/// What is known of a service: `recent` is the end of the range, some minutes, on which its state rests.
-pub fn judge(recent: &ServiceSummary, end: u64) -> (State, String) {
-    let (calls, errors) = (recent.requests.calls, recent.requests.errors);
-    let what = if recent.by_roots { "root spans" } else { "requests" };
-    let quiet = end.saturating_sub(recent.last_seen);
+/// The state of a service at the end of a range, by its recent requests.
+pub fn judge(service: &ServiceSummary, end: u64) -> (State, String) {
+    let (calls, errors) = service.recent;
+    let what = if service.by_roots { "root spans" } else { "requests" };
+    let quiet = end.saturating_sub(service.last_seen);
     if quiet > SILENT_AFTER {
         return (State::Silent, format!("nothing heard for {}", crate::times::ago(quiet)));
     }
@@ -79,6 +79,7 @@ mod tests {
         let summary = ServiceSummary {
             service: Service::named("a"),
             requests: Cell { calls, errors, ..Cell::default() },
+            recent: (calls, errors),
             by_roots: false,
             items: calls,
             points: Vec::new(),

@@ -19,7 +19,7 @@ impl Random {
         Random(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,7 +28,7 @@ impl Random {
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.draw() % bound
     }
 
     fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
@@ -37,7 +37,7 @@ impl Random {
 
     /// Spread over orders of magnitude, as durations are.
     fn long_tailed(&mut self, typical: u64) -> u64 {
-        let u = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let u = (self.draw() >> 11) as f64 / (1u64 << 53) as f64;
         (typical as f64 * 0.3 * (-(1.0 - u).ln()).exp().min(40.0)) as u64 + 1
     }
 }
@@ -58,7 +58,7 @@ impl Template {
         out.clear();
         out.extend_from_slice(&self.body);
         let mut random = Random::new(salt);
-        let (trace_salt, trace_salt2, span_salt) = (random.next(), random.next(), random.next() | 1 << 63);
+        let (trace_salt, trace_salt2, span_salt) = (random.draw(), random.draw(), random.draw() | 1 << 63);
         let change = |out: &mut Vec<u8>, at: usize, f: &dyn Fn(u64) -> u64| {
             let bytes: [u8; 8] = out[at..at + 8].try_into().expect("eight bytes");
             out[at..at + 8].copy_from_slice(&f(u64::from_le_bytes(bytes)).to_le_bytes());
@@ -226,7 +226,7 @@ struct Trace<'a> {
 impl Trace<'_> {
     fn span(&mut self, service: usize, parent: u64, name: &str, kind: u64, start: u64, duration: u64) -> (Message, u64) {
         let mut span = Message::default();
-        let id = self.random.next() | 1;
+        let id = self.random.draw() | 1;
         span.trace_id(1, self.id);
         span.span_id(2, id);
         if parent != 0 {
@@ -270,13 +270,13 @@ impl Trace<'_> {
         let path = format!("/api/v1/{resource}/{}", self.random.below(2_000_000));
         let failed = self.random.below(100) < 2;
         let own = self.random.long_tailed(4_000_000);
-        let (id, mut now) = (self.random.next() | 1, start + own / 3);
+        let (id, mut now) = (self.random.draw() | 1, start + own / 3);
         let calls = if depth == 0 { 3 } else { self.random.below(if depth == 1 { 3 } else { 2 }) };
         let mut children = Vec::new();
         for _ in 0..calls {
             let callee = (service + 1 + self.random.below(18) as usize) % 20;
             let client_start = now + self.random.below(200_000);
-            let client_id = self.random.next() | 1;
+            let client_id = self.random.draw() | 1;
             let (there, back) = (150_000 + self.random.below(400_000), 120_000 + self.random.below(300_000));
             let end = self.request(callee, client_id, client_start + there, depth + 1) + back;
             children.push((callee, client_id, client_start, end));
@@ -398,7 +398,7 @@ pub fn traces(seed: u64, count: usize, spans: usize) -> Vec<Template> {
             let mut at = BASE;
             while all.len() < spans {
                 at += random.below(40_000_000);
-                let id = [random.next() | 1, random.next()];
+                let id = [random.draw() | 1, random.draw()];
                 let mut trace = Trace { random: &mut random, id, spans: Vec::new() };
                 trace.request(0, 0, at, 0);
                 all.append(&mut trace.spans);
@@ -438,8 +438,8 @@ pub fn logs(seed: u64, count: usize, records: usize) -> Vec<Template> {
                 log.attribute_int(6, "code.line.number", 10 + random.below(40) * 7);
                 log.attribute(6, "thread.name", "tokio-runtime-worker");
                 log.bytes.extend([0x45, 0x01, 0x00, 0x00, 0x00]); // flags: sampled
-                log.trace_id(9, [random.next() | 1, random.next()]);
-                log.span_id(10, random.next() | 1);
+                log.trace_id(9, [random.draw() | 1, random.draw()]);
+                log.span_id(10, random.draw() | 1);
                 log.time(11, at + random.below(60_000));
                 all.push(Span { service, message: log });
             }

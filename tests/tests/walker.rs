@@ -151,12 +151,12 @@ fn mutated_bodies_are_read_alike_or_refused_in_part() {
         for _ in 0..1 + random.below(3) {
             let at = random.below(body.len() as u64) as usize;
             match random.below(4) {
-                0 => body[at] = random.next() as u8,
+                0 => body[at] = random.draw() as u8,
                 1 => body[at] ^= 1 << random.below(8),
                 2 => {
                     body.remove(at);
                 }
-                _ => body.insert(at, random.next() as u8),
+                _ => body.insert(at, random.draw() as u8),
             }
         }
         match (ours(Format::Protobuf, &body), from_prost(&body)) {

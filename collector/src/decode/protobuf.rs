@@ -757,11 +757,9 @@ fn point(bytes: &[u8], kind: u8, metric: &Metric<'_>, intake: &mut Intake) -> Re
             (4, 8) => buckets.push(("positive".into(), exponential_buckets(wire.bytes()?)?)),
             (4, 9) => buckets.push(("negative".into(), exponential_buckets(wire.bytes()?)?)),
             (5, 6) => quantiles.push(quantile(wire.bytes()?)?),
-            (1 | 2, 5) | (3, 8) | (4, 11) => {
-                if exemplars.len() < intake.limits.events_max {
-                    let exemplar = exemplar(wire.bytes()?, intake)?;
-                    exemplars.push(exemplar);
-                }
+            (1 | 2, 5) | (3, 8) | (4, 11) if exemplars.len() < intake.limits.events_max => {
+                let exemplar = exemplar(wire.bytes()?, intake)?;
+                exemplars.push(exemplar);
             }
             (1 | 2 | 5, 8) | (3 | 4, 10) => flags = wire.varint()?,
             _ => {}

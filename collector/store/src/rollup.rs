@@ -79,9 +79,30 @@ impl Histogram {
     }
 
     pub fn merge(&mut self, other: &Histogram) {
-        for (bucket, count) in &other.buckets {
-            self.add(*bucket, *count);
+        if self.buckets.is_empty() {
+            self.buckets.clone_from(&other.buckets);
+            return;
         }
+        // Both are in order: one walk through the two costs a sixth of a search for each bucket.
+        let mut merged = Vec::with_capacity(self.buckets.len() + other.buckets.len());
+        let (mut own, mut new) = (self.buckets.iter().peekable(), other.buckets.iter().peekable());
+        while let (Some((a, n)), Some((b, m))) = (own.peek(), new.peek()) {
+            merged.push(match a.cmp(b) {
+                std::cmp::Ordering::Less => (*a, *n),
+                std::cmp::Ordering::Greater => (*b, *m),
+                std::cmp::Ordering::Equal => (*a, n.saturating_add(*m)),
+            });
+            let order = a.cmp(b);
+            if order.is_le() {
+                own.next();
+            }
+            if order.is_ge() {
+                new.next();
+            }
+        }
+        merged.extend(own);
+        merged.extend(new);
+        self.buckets = merged;
     }
 
     pub fn count(&self) -> u64 {
@@ -268,15 +289,17 @@ impl Rollups {
             }
             let error = u64::from(row_marks & marks::ERROR != 0);
             let duration = batch.duration[row].max(0) as u64;
-            for cell in [service_cell, operation] {
-                if cell != NONE {
-                    let cell = &mut self.values[cell as usize];
-                    cell.calls += 1;
-                    cell.errors += error;
-                    if spans {
-                        cell.sum_ns = cell.sum_ns.saturating_add(duration);
-                        cell.histogram.record(duration);
-                    }
+            for (cell, timed) in [(service_cell, class != ITEMS), (operation, true)] {
+                if cell == NONE {
+                    continue;
+                }
+                let cell = &mut self.values[cell as usize];
+                cell.calls += 1;
+                cell.errors += error;
+                // Nobody asks for the latency of everything that is not a request.
+                if spans && timed {
+                    cell.sum_ns = cell.sum_ns.saturating_add(duration);
+                    cell.histogram.record(duration);
                 }
             }
         }
@@ -418,6 +441,18 @@ mod tests {
             let exact = values[rank] as f64 / 1e6;
             let got = histogram.quantile_ms(q).expect("it is not empty");
             prop_assert!((got - exact).abs() <= exact * 0.01 + 1e-6, "{got} instead of {exact}");
+        }
+
+        #[test]
+        fn merging_is_as_recording_all(a in prop::collection::vec(1u64..1_000_000, 0..60), b in prop::collection::vec(1u64..1_000_000, 0..60)) {
+            let record = |values: &[u64]| {
+                let mut histogram = Histogram::default();
+                values.iter().for_each(|v| histogram.record(*v));
+                histogram
+            };
+            let mut merged = record(&a);
+            merged.merge(&record(&b));
+            prop_assert_eq!(merged, record(&[a, b].concat()));
         }
 
         #[test]

@@ -54,7 +54,7 @@ impl Reader {
         connection.progress_handler(1000, Some(move || in_time.check().is_err())).map_err(wrong)?;
 
         let mut statement = connection.prepare(query).map_err(wrong)?;
-        let mut answer = SqlAnswer { columns: statement.column_names().into_iter().map(str::to_owned).collect(), ..SqlAnswer::default() };
+        let mut answer = SqlAnswer { columns: statement.column_names().map(str::to_owned).collect(), ..SqlAnswer::default() };
         let columns = answer.columns.len();
         let mut rows = statement.query([]).map_err(wrong)?;
         while let Some(row) = rows.next().map_err(wrong)? {

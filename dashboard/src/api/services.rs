@@ -23,21 +23,13 @@ pub struct Judged {
 
 /// All services of the range with their states, in the order of their names.
 pub async fn judged(app: &App, question: ServiceQuestion, range: Range) -> Result<Vec<Judged>, ApiError> {
+    let question = ServiceQuestion { recent_from: range.to.saturating_sub(RECENT).max(range.from), ..question };
     ask(app, move |reader, budget| {
-        let recent_question = ServiceQuestion { from: range.to.saturating_sub(RECENT).max(range.from), step: 0, ..question.clone() };
-        let recent = reader.services(&recent_question, budget)?;
-        let all = reader.services(&question, budget)?;
-        Ok(all
+        let services = reader.services(&question, budget)?;
+        Ok(services
             .into_iter()
             .map(|summary| {
-                let mut now = recent.iter().find(|r| r.service == summary.service).cloned().unwrap_or_else(|| ServiceSummary {
-                    requests: Default::default(),
-                    points: Vec::new(),
-                    ..summary.clone()
-                });
-                now.last_seen = summary.last_seen;
-                now.by_roots = summary.by_roots;
-                let (health, reason) = judge(&now, range.to);
+                let (health, reason) = judge(&summary, range.to);
                 Judged { summary, health, reason }
             })
             .collect())

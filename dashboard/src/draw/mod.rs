@@ -28,7 +28,7 @@ fn ceiling(value: f64) -> f64 {
 
 pub fn number(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         v if v >= 1e6 => format!("{:.1}M", value / 1e6),
         v if v >= 10_000.0 => format!("{:.0}k", value / 1e3),
         v if v >= 1000.0 => format!("{:.1}k", value / 1e3),

@@ -30,6 +30,9 @@ struct TracePage {
     before: Option<String>,
 }
 
+/// Keys and values as they are shown.
+type Texts = Vec<(String, String)>;
+
 struct Row {
     depth: usize,
     service: String,
@@ -44,10 +47,11 @@ struct Row {
     status: &'static str,
     status_message: String,
     span_id: String,
-    attributes: Vec<(String, String)>,
-    resource: Vec<(String, String)>,
+    attributes: Texts,
+    resource: Texts,
     scope: String,
-    events: Vec<(String, String, Vec<(String, String)>)>,
+    /// After what time, name, attributes.
+    events: Vec<(String, String, Texts)>,
     links: Vec<String>,
     logs: Vec<LogRow>,
 }

@@ -93,7 +93,9 @@ impl Word {
         let inside = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
         let (first, last) = (inside(self.text.chars().next()), inside(self.text.chars().next_back()));
         lower.match_indices(&self.text).any(|(at, _)| {
-            !(first && inside(lower[..at].chars().next_back())) && !(last && inside(lower[at + self.text.len()..].chars().next()))
+            let cut_before = first && inside(lower[..at].chars().next_back());
+            let cut_after = last && inside(lower[at + self.text.len()..].chars().next());
+            !cut_before && !cut_after
         })
     }
 }

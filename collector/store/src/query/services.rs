@@ -17,6 +17,8 @@ pub struct ServiceQuestion {
     pub environment: Option<String>,
     /// Width of the points of a series; rounded up to whole windows. 0: no series.
     pub step: u64,
+    /// Requests that ended from here on are counted beside the whole range too, for a verdict on how things are. Nanoseconds.
+    pub recent_from: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct ServiceSummary {
     pub service: Service,
     /// Requests of the service: its SERVER spans and processing CONSUMER spans; root spans where it has neither.
     pub requests: Cell,
+    /// Calls and errors of them since `recent_from`.
+    pub recent: (u64, u64),
     /// What the requests are: true when roots stand in for them.
     pub by_roots: bool,
     /// All spans and log records, requests or not.
@@ -82,6 +86,7 @@ impl Reader {
     pub fn services(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<ServiceSummary>, Error> {
         struct Draft {
             by_class: [Cell; 3],
+            recent: [(u64, u64); 3],
             points: [BTreeMap<u64, Cell>; 2],
             instances: Vec<Instance>,
             last_seen: u64,
@@ -94,7 +99,14 @@ impl Reader {
                 change(draft);
                 return;
             }
-            let mut new = Draft { by_class: Default::default(), points: Default::default(), instances: Vec::new(), last_seen: 0, logs: 0 };
+            let mut new = Draft {
+                by_class: Default::default(),
+                recent: Default::default(),
+                points: Default::default(),
+                instances: Vec::new(),
+                last_seen: 0,
+                logs: 0,
+            };
             change(&mut new);
             drafts.insert(service.clone(), new);
         };
@@ -105,7 +117,12 @@ impl Reader {
                         draft.logs += cell.calls;
                         return;
                     }
-                    draft.by_class[usize::from(kind.min(ITEMS))].merge(cell);
+                    let class = usize::from(kind.min(ITEMS));
+                    draft.by_class[class].merge(cell);
+                    if window >= question.recent_from {
+                        draft.recent[class].0 += cell.calls;
+                        draft.recent[class].1 += cell.errors;
+                    }
                     if step > 0 && kind < ITEMS {
                         draft.points[usize::from(kind)].entry(window / step * step).or_default().merge(cell);
                     }
@@ -136,6 +153,7 @@ impl Reader {
                 ServiceSummary {
                     service,
                     requests: if by_roots { roots } else { requests },
+                    recent: draft.recent[usize::from(if by_roots { ROOTS } else { REQUESTS })],
                     by_roots,
                     items,
                     points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),

@@ -171,7 +171,7 @@ impl<'a> OpenBlock<'a> {
             let row = self.family(trace).get(rank as usize).copied();
             let row = row.ok_or_else(|| Error::damaged(&partition.path)(Damaged("a parent beyond its trace")))?;
             let (number, row) = self.place_of(row);
-            Ok(self.segment(number)?.span(row as usize).map_err(Error::damaged(&partition.path))?)
+            self.segment(number)?.span(row as usize).map_err(Error::damaged(&partition.path))
         })
     }
 }
