@@ -12,7 +12,7 @@ pub fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
         .get_or_init(|| {
-            if let Some(path) = std::env::var_os("FIRSTFALL_BIN") {
+            if let Some(path) = std::env::var_os("HARNESS_BINARY") {
                 return path.into();
             }
             let own = std::env::current_exe().expect("a test knows its own path");
