@@ -160,7 +160,7 @@ impl Range {
 
     /// A step that gives a chart about a hundred points, in whole windows of ten seconds.
     pub fn step(&self) -> u64 {
-        const STEPS: [u64; 12] = [10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600, 86_400];
+        const STEPS: [u64; 12] = [10, 20, 60, 120, 300, 600, 1800, 3600, 7200, 21_600, 86_400, 604_800];
         let wanted = self.seconds() as u64 / 90;
         STEPS.into_iter().find(|s| *s >= wanted).unwrap_or(86_400) * 1_000_000_000
     }

@@ -120,6 +120,11 @@ fn sigterm_loses_nothing_and_leaves_the_directory_at_rest() {
         services.iter().map(|s| (s["name"].to_string(), s["requests"].as_u64().unwrap_or(0), s["errors"].as_u64().unwrap_or(0))).collect()
     };
     assert_eq!(counts(&before), counts(&server.api("/api/v1/services")), "rollups are the same from memory and from disk");
+    // And the same as counting the spans themselves.
+    let requests: u64 = counts(&before).iter().map(|(_, requests, _)| requests).sum();
+    assert_eq!(server.sql("SELECT count(*) FROM spans WHERE kind = 'server'"), [[json!(requests)]]);
+    let whole: u64 = counts(&server.api("/api/v1/services?from=now-40m")).iter().map(|(_, requests, _)| requests).sum();
+    assert_eq!(whole, requests, "by the minute as by the window");
     // SQL beside the running server sees the same.
     let output =
         Command::new(binary()).args(["sql", "SELECT count(*) FROM spans", "--data-dir"]).arg(directory.path()).output().expect("it runs");

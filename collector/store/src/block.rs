@@ -651,14 +651,12 @@ fn split_numbers(string: &[u8], pattern: &mut Vec<u8>, numbers: &mut Vec<u64>) -
     numbers.clear();
     let mut at = 0;
     while at < string.len() {
-        let byte = string[at];
+        let plain = string[at..].iter().take_while(|b| !b.is_ascii_digit() && **b != PATTERN_HOLE).count();
+        pattern.extend_from_slice(&string[at..at + plain]);
+        at += plain;
+        let Some(byte) = string.get(at).copied() else { break };
         if byte == PATTERN_HOLE {
             return false;
-        }
-        if !byte.is_ascii_digit() {
-            pattern.push(byte);
-            at += 1;
-            continue;
         }
         let digits = string[at..].iter().take_while(|b| b.is_ascii_digit()).count();
         if digits > PATTERN_DIGITS_MAX || (byte == b'0' && digits > 1) {

@@ -35,6 +35,18 @@ pub enum Level {
     Service = 0,
     /// kind: span kind; name: span name. For logs kind is the severity number.
     Operation = 1,
+    /// The same by the minute: written beside the others, since most questions are about an hour or more and need no finer ones.
+    ServiceMinute = 2,
+    OperationMinute = 3,
+}
+
+impl Level {
+    pub fn by_minute(self) -> Level {
+        match self {
+            Level::Service | Level::ServiceMinute => Level::ServiceMinute,
+            Level::Operation | Level::OperationMinute => Level::OperationMinute,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -336,24 +348,35 @@ impl Rollups {
         if key.level == Level::Service { "" } else { self.names.arena().str(key.name) }
     }
 
-    /// The bodies to be written: one for each minute and level.
+    /// The bodies to be written: one for each minute and level, and the same by the minute.
     pub fn encode(&self, mut service_id: impl FnMut(&Service) -> u32) -> Vec<(u64, Level, Vec<u8>)> {
         let ids: Vec<u32> = self.services.iter().map(&mut service_id).collect();
         let mut keys: Vec<Key> = self.cells.keys().copied().collect();
         keys.sort_unstable_by_key(|k| (k.window / MINUTE, k.level, k.service, k.kind, k.name, k.window));
-        keys.chunk_by(|a, b| (a.window / MINUTE, a.level) == (b.window / MINUTE, b.level))
-            .map(|group| {
-                let minute = group[0].window / MINUTE * MINUTE;
-                let cells = group.iter().map(|key| EncodedCell {
-                    window: key.window,
-                    service: ids[key.service as usize],
-                    kind: key.kind,
-                    name: self.name(key),
-                    cell: &self.values[self.cells[key] as usize],
-                });
-                (minute, group[0].level, encode_cells(minute, cells))
-            })
-            .collect()
+        let mut bodies = Vec::new();
+        for group in keys.chunk_by(|a, b| (a.window / MINUTE, a.level) == (b.window / MINUTE, b.level)) {
+            let minute = group[0].window / MINUTE * MINUTE;
+            let value = |key: &Key| &self.values[self.cells[key] as usize];
+            let encoded = |key: &Key, window| EncodedCell {
+                window,
+                service: ids[key.service as usize],
+                kind: key.kind,
+                name: self.name(key),
+                cell: value(key),
+            };
+            bodies.push((minute, group[0].level, encode_cells(minute, group.iter().map(|key| encoded(key, key.window)))));
+            let whole: Vec<(Key, Cell)> = group
+                .chunk_by(|a, b| (a.service, a.kind, a.name) == (b.service, b.kind, b.name))
+                .map(|windows| {
+                    let mut sum = Cell::default();
+                    windows.iter().for_each(|key| sum.merge(value(key)));
+                    (windows[0], sum)
+                })
+                .collect();
+            let cells = whole.iter().map(|(key, cell)| EncodedCell { cell, ..encoded(key, minute) });
+            bodies.push((minute, group[0].level.by_minute(), encode_cells(minute, cells)));
+        }
+        bodies
     }
 }
 
@@ -395,16 +418,9 @@ pub fn encode_cells<'a>(minute: u64, cells: impl Iterator<Item = EncodedCell<'a>
     zstd::bulk::compress(&body, 3).expect("zstd compresses into memory")
 }
 
-/// A minute's rollups hold at most this much: all services and operations within their limits.
-const BODY_BYTES_MAX: usize = 1 << 28;
-
 /// Hands every cell of a body to `each`: window, service (an id of the partition), kind, name, cell.
 pub fn decode_cells(minute: u64, body: &[u8], mut each: impl FnMut(u64, u32, u8, &str, Cell)) -> Result<(), Damaged> {
-    let size = zstd::zstd_safe::get_frame_content_size(body).ok().flatten().unwrap_or(0) as usize;
-    if size > BODY_BYTES_MAX {
-        return Err(corrupt("a rollup beyond 256 MiB"));
-    }
-    let body = zstd::bulk::decompress(body, size).map_err(|_| corrupt("a rollup whose frame is wrong"))?;
+    let body = crate::segment::inflate_sized(body)?;
     let mut r = Reader::new(&body);
     let mut names = Vec::new();
     for _ in 0..r.count()? {

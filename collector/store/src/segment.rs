@@ -38,7 +38,7 @@ fn inflate(bytes: &[u8], size: usize) -> Result<Vec<u8>, Damaged> {
 }
 
 /// A frame whose size is in itself: directories and headers.
-fn inflate_sized(bytes: &[u8]) -> Result<Vec<u8>, Damaged> {
+pub(crate) fn inflate_sized(bytes: &[u8]) -> Result<Vec<u8>, Damaged> {
     let size = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten().ok_or(corrupt("a frame without its size"))?;
     inflate(bytes, size as usize)
 }

@@ -140,7 +140,9 @@ impl Shared {
                     name,
                     cell,
                 });
-                folded.push((minute, level, rollup::encode_cells(minute, encoded)));
+                let body = rollup::encode_cells(minute, encoded);
+                folded.push((minute, level.by_minute(), body.clone()));
+                folded.push((minute, level, body));
             }
         }
         let oldest = now().saturating_sub(self.options.retention_rollups.as_nanos() as u64) / MINUTE * MINUTE;

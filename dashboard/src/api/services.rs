@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 
 /// A service's health rests on the last five minutes of the range.
 const RECENT: u64 = 300 * 1_000_000_000;
+const MINUTE: u64 = 60 * 1_000_000_000;
 
 pub struct Judged {
     pub summary: ServiceSummary,
@@ -23,7 +24,7 @@ pub struct Judged {
 
 /// All services of the range with their states, in the order of their names.
 pub async fn judged(app: &App, question: ServiceQuestion, range: Range) -> Result<Vec<Judged>, ApiError> {
-    let question = ServiceQuestion { recent_from: range.to.saturating_sub(RECENT).max(range.from), ..question };
+    let question = ServiceQuestion { recent_from: (range.to.saturating_sub(RECENT) / MINUTE * MINUTE).max(range.from), ..question };
     ask(app, move |reader, budget| {
         let services = reader.services(&question, budget)?;
         Ok(services

@@ -226,19 +226,21 @@ impl Reader {
             (partitions, sealed_up_to)
         };
         for (partition, end) in partitions.iter().zip(live) {
-            budget.check()?;
-            let services = partition.services_by_id();
-            for (minute, body) in partition.rollups(level, from / MINUTE * MINUTE, to, end)? {
-                let read = rollup::decode_cells(minute, &body, |window, service, kind, name, cell| {
-                    if window >= from
-                        && window < to
-                        && let Some(service) = services.get(&service)
-                        && question.wants(service)
-                    {
-                        each(window, service, kind, name, &cell);
-                    }
-                });
-                read.map_err(Error::damaged(&partition.path))?;
+            let services: Vec<(u32, Service)> = partition.services_by_id().into_iter().filter(|(_, s)| question.wants(s)).collect();
+            let services: hashbrown::HashMap<u32, Service> = services.into_iter().collect();
+            for (level, from, to) in stretches(level, question.step, from, to) {
+                for (minute, body) in partition.rollups(level, from / MINUTE * MINUTE, to, end)? {
+                    budget.check()?;
+                    let read = rollup::decode_cells(minute, &body, |window, service, kind, name, cell| {
+                        if window >= from
+                            && window < to
+                            && let Some(service) = services.get(&service)
+                        {
+                            each(window, service, kind, name, &cell);
+                        }
+                    });
+                    read.map_err(Error::damaged(&partition.path))?;
+                }
             }
         }
         Ok(())
@@ -269,6 +271,16 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// A range as whole minutes, read from the coarser cells, and what is left of a minute at either end.
+fn stretches(level: Level, step: u64, from: u64, to: u64) -> Vec<(Level, u64, u64)> {
+    let (first, last) = (from.div_ceil(MINUTE).saturating_mul(MINUTE), to / MINUTE * MINUTE);
+    if step % MINUTE != 0 || first >= last {
+        return vec![(level, from, to)];
+    }
+    let all = [(level, from, first), (level.by_minute(), first, last), (level, last, to)];
+    all.into_iter().filter(|(_, from, to)| from < to).collect()
 }
 
 /// Lets a map of owned names be asked with a borrowed one.
