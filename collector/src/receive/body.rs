@@ -110,17 +110,20 @@ impl Encoding {
 /// Reads a body whole. `hint` is its length where the client says it.
 pub async fn read(body: Body, hint: Option<usize>, receiving: &Receiving, reservation: &mut Reservation) -> Result<Vec<u8>, Problem> {
     let max = receiving.request_bytes_max;
-    if hint.is_some_and(|hint| hint > max) {
-        return Err(Problem::TooLarge(max));
-    }
+    let mut body = body;
     let read = async {
-        let mut body = body;
+        if hint.is_some_and(|hint| hint > max) {
+            drain(&mut body, max).await;
+            return Err(Problem::TooLarge(max));
+        }
         // A length is a promise, not yet bytes: no more than a megabyte is set aside for it at once.
         let mut whole = Vec::with_capacity(hint.unwrap_or(0).min(1 << 20));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Problem::Cut(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             if whole.len() + data.len() > max {
+                drop(whole);
+                drain(&mut body, max).await;
                 return Err(Problem::TooLarge(max));
             }
             reservation.grow_to(whole.len() + data.len())?;
@@ -129,6 +132,19 @@ pub async fn read(body: Body, hint: Option<usize>, receiving: &Receiving, reserv
         Ok(whole)
     };
     tokio::time::timeout(receiving.body_time_max, read).await.unwrap_or(Err(Problem::Slow))
+}
+
+/// Takes in and forgets what is left of a body that is too large. A client that is cut off while it sends sees a broken connection instead
+/// of the answer, and sends it all again. Four times the limit is as far as that courtesy goes.
+async fn drain(body: &mut Body, max: usize) {
+    let mut left = max.saturating_mul(4);
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+        if length > left {
+            return;
+        }
+        left -= length;
+    }
 }
 
 /// How much is inflated before the budget is asked again.

@@ -276,7 +276,7 @@ impl Reader {
 /// A range as whole minutes, read from the coarser cells, and what is left of a minute at either end.
 fn stretches(level: Level, step: u64, from: u64, to: u64) -> Vec<(Level, u64, u64)> {
     let (first, last) = (from.div_ceil(MINUTE).saturating_mul(MINUTE), to / MINUTE * MINUTE);
-    if step % MINUTE != 0 || first >= last {
+    if !step.is_multiple_of(MINUTE) || first >= last {
         return vec![(level, from, to)];
     }
     let all = [(level, from, first), (level.by_minute(), first, last), (level, last, to)];
