@@ -12,6 +12,8 @@ pub struct Line<'a> {
 }
 
 const WIDTH: f64 = 600.0;
+/// Charts that take the width of the page.
+const WIDE: f64 = 1200.0;
 const HEIGHT: f64 = 150.0;
 const LEFT: f64 = 44.0;
 const BOTTOM: f64 = 18.0;
@@ -123,16 +125,16 @@ pub fn sparkline(values: &[Option<f64>]) -> String {
 pub fn bars(title: &str, from: u64, to: u64, step: u64, bars: &[(u64, [u64; 3])]) -> String {
     let height = 80.0;
     let top = ceiling(bars.iter().map(|(_, parts)| parts.iter().sum::<u64>()).max().unwrap_or(0) as f64);
-    let x = |time: u64| LEFT + (WIDTH - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
-    let width = ((WIDTH - LEFT) * step as f64 / (to - from).max(1) as f64 - 0.8).max(0.8);
+    let x = |time: u64| LEFT + (WIDE - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
+    let width = ((WIDE - LEFT) * step as f64 / (to - from).max(1) as f64 - 0.8).max(0.8);
     let total: u64 = bars.iter().map(|(_, parts)| parts.iter().sum::<u64>()).sum();
     let mut svg = format!(
-        r#"<svg class="chart low" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{}: {total} in all" preserveAspectRatio="none">"#,
+        r#"<svg class="chart wide low" viewBox="0 0 {WIDE} {height}" role="img" aria-label="{}: {total} in all" preserveAspectRatio="none">"#,
         escape(title)
     );
     for value in [0.0, top] {
         let at = TOP + (height - TOP - BOTTOM) * (1.0 - value / top);
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDE}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
     for part in 0..=4u64 {
@@ -173,16 +175,16 @@ pub fn scatter(from: u64, to: u64, dots: &[(u64, u64, bool, String)]) -> String 
     let (low, high) =
         dots.iter().fold((f64::MAX, 1.0f64), |(lo, hi), (_, d, ..)| (lo.min((*d).max(1000) as f64), hi.max((*d).max(1000) as f64)));
     let (low, high) = (10f64.powf(low.min(high).log10().floor()), 10f64.powf(high.log10().ceil()).max(1e6));
-    let x = |time: u64| LEFT + (WIDTH - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
+    let x = |time: u64| LEFT + (WIDE - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
     let y = |d: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - (d.max(low) / low).log10() / (high / low).log10().max(1e-9));
     let mut svg = format!(
-        r#"<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Duration of {} traces over time; the table below lists them">"#,
+        r#"<svg class="chart wide" viewBox="0 0 {WIDE} {HEIGHT}" role="img" aria-label="Duration of {} traces over time; the table below lists them" preserveAspectRatio="none">"#,
         dots.len()
     );
     let mut tick = low;
     while tick <= high * 1.001 {
         let at = y(tick);
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDE}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let label = match tick as u64 {
             ns @ 0..=999_999 => format!("{} µs", ns / 1000),
             ns @ 1_000_000..=999_999_999 => format!("{} ms", ns / 1_000_000),
