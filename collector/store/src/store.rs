@@ -147,6 +147,8 @@ pub(crate) struct Shared {
     pub stored: [AtomicU64; 3],
     /// Why writes are refused at present; empty when they are not.
     trouble: Mutex<String>,
+    /// Why the last write failed; empty when it worked. The next one is tried all the same, so that writing resumes by itself.
+    last_failure: Mutex<String>,
     free_bytes: AtomicU64,
 }
 
@@ -273,6 +275,7 @@ impl Store {
             closing: AtomicBool::new(false),
             stored: Default::default(),
             trouble: Mutex::default(),
+            last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
         });
         let next = shared.recover(true)?;
@@ -386,6 +389,7 @@ impl Reader {
             closing: AtomicBool::new(true),
             stored: Default::default(),
             trouble: Mutex::default(),
+            last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
         });
         let journal_directory = directory.join("journal");
@@ -439,7 +443,8 @@ impl Reader {
 
     /// Why writes are refused at present.
     pub fn trouble(&self) -> Option<String> {
-        Some(lock(&self.shared.trouble).clone()).filter(|t| !t.is_empty())
+        let reasons = [lock(&self.shared.trouble).clone(), lock(&self.shared.last_failure).clone()];
+        reasons.into_iter().find(|reason| !reason.is_empty())
     }
 
     /// Rows of rollups that were counted under `(other)` because of the limits.
@@ -681,7 +686,7 @@ impl Shared {
     }
 
     fn accept(&self, generation: &Generation, jobs: Vec<Job>) {
-        lock(&self.trouble).clear();
+        lock(&self.last_failure).clear();
         for job in jobs {
             self.stored[job.batch.signal as usize].fetch_add(job.batch.rows() as u64, Ordering::Relaxed);
             generation.add(job.batch, job.hash, job.received, job.answer.clone());
@@ -696,6 +701,7 @@ impl Shared {
     fn write_failed(&self, jobs: Vec<Job>, error: &Error) {
         tracing::warn!(%error, requests = jobs.len(), "cannot write to the journal; the requests are refused and may come again");
         let reason = if error.is_full() { format!("the disk is full ({error})") } else { error.to_string() };
+        lock(&self.last_failure).clone_from(&reason);
         self.refuse(jobs, &Refusal::Unwritable(reason));
     }
 
