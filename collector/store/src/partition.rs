@@ -43,6 +43,16 @@ pub struct Partition {
     /// Set when retention has dropped it: the file goes when the last reader is done.
     doomed: std::sync::atomic::AtomicBool,
     rollups_end: std::sync::atomic::AtomicI64,
+    /// The generations that were in it when it was opened, in the same snapshot as the first list of blocks.
+    opened_with: Vec<u64>,
+}
+
+/// Whether a reader stays at the moment of opening. One beside a running server does: the lists it took would else go stale as blocks
+/// are merged. Its one connection keeps its transaction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pinned {
+    No,
+    Yes,
 }
 
 pub struct BlockInfo {
@@ -146,10 +156,10 @@ impl Partition {
         };
         prepare().map_err(Error::sqlite("create", path))?;
         drop(connection);
-        Partition::open(path, signal)
+        Partition::open(path, signal, Pinned::No)
     }
 
-    pub fn open(path: &Path, signal: Signal) -> Result<Partition, Error> {
+    pub fn open(path: &Path, signal: Signal, pinned: Pinned) -> Result<Partition, Error> {
         let failed = Error::sqlite("open", path);
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(&failed)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(&failed)?;
@@ -160,21 +170,37 @@ impl Partition {
             return Err(Error::Newer { path: path.to_owned(), found: version, known: PARTITION_VERSION });
         }
         let mut writer = PartitionWriter { connection, services: HashMap::new(), resources: HashMap::new(), scopes: HashMap::new() };
-        let mut dictionary = ReadDictionary::default();
-        writer.load(&mut dictionary).map_err(&failed)?;
-        let partition = Partition {
+        writer.load().map_err(&failed)?;
+        let mut partition = Partition {
             path: path.to_owned(),
             signal,
             created: created as u64,
             writer: Mutex::new(writer),
             idle: Mutex::default(),
             blocks: RwLock::default(),
-            dictionary: RwLock::new(dictionary),
+            dictionary: RwLock::default(),
             doomed: false.into(),
             rollups_end: 0.into(),
+            opened_with: Vec::new(),
         };
-        partition.show_rollups()?;
-        let blocks = partition.with_reader(|connection| read_blocks(connection, path, 0))?;
+        // Blocks, rollups and generations as of one moment: a generation that is sealed meanwhile is in all of them or in none.
+        let (blocks, rollups_end, generations, services) = partition.with_reader(|connection| {
+            connection.execute_batch("BEGIN").map_err(&failed)?;
+            let services = read_services(connection).map_err(&failed)?;
+            let blocks = read_blocks(connection, path, 0)?;
+            let rollups_end: i64 =
+                connection.query_row("SELECT coalesce(max(id), 0) FROM rollup", [], |row| row.get(0)).map_err(&failed)?;
+            let mut select = connection.prepare("SELECT id FROM generation").map_err(&failed)?;
+            let rows = select.query_map([], |row| row.get::<_, i64>(0)).map_err(&failed)?;
+            let generations = rows.collect::<rusqlite::Result<Vec<i64>>>().map_err(&failed)?;
+            if pinned == Pinned::No {
+                connection.execute_batch("COMMIT").map_err(&failed)?;
+            }
+            Ok((blocks, rollups_end, generations, services))
+        })?;
+        partition.dictionary.get_mut().unwrap_or_else(PoisonError::into_inner).services = services.into_iter().collect();
+        partition.opened_with = generations.into_iter().map(|id| id as u64).collect();
+        partition.rollups_end = rollups_end.into();
         *partition.blocks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(blocks);
         Ok(partition)
     }
@@ -194,6 +220,10 @@ impl Partition {
             })
             .map(|m| m.len())
             .sum()
+    }
+
+    pub(crate) fn opened_with(&self, generation: u64) -> bool {
+        self.opened_with.contains(&generation)
     }
 
     pub fn has_generation(&self, generation: u64) -> Result<bool, Error> {
@@ -541,16 +571,8 @@ impl Drop for Partition {
 }
 
 impl PartitionWriter {
-    fn load(&mut self, dictionary: &mut ReadDictionary) -> rusqlite::Result<()> {
-        let mut select = self.connection.prepare("SELECT id, environment, namespace, name FROM service")?;
-        let rows = select.query_map([], |row| {
-            Ok((row.get::<_, u32>(0)?, Service { environment: row.get(1)?, namespace: row.get(2)?, name: row.get(3)? }))
-        })?;
-        for row in rows {
-            let (id, service) = row?;
-            dictionary.services.insert(id, service.clone());
-            self.services.insert(service, id);
-        }
+    fn load(&mut self) -> rusqlite::Result<()> {
+        self.services = read_services(&self.connection)?.into_iter().map(|(id, service)| (service, id)).collect();
         for (sql, map) in [("SELECT id, body FROM resource", &mut self.resources), ("SELECT id, body FROM scope", &mut self.scopes)] {
             let mut select = self.connection.prepare(sql)?;
             let rows = select.query_map([], |row| Ok((row.get::<_, Vec<u8>>(1)?, row.get::<_, u32>(0)?)))?;
@@ -561,6 +583,13 @@ impl PartitionWriter {
         }
         Ok(())
     }
+}
+
+fn read_services(connection: &Connection) -> rusqlite::Result<Vec<(u32, Service)>> {
+    let mut select = connection.prepare("SELECT id, environment, namespace, name FROM service")?;
+    let rows =
+        select.query_map([], |row| Ok((row.get(0)?, Service { environment: row.get(1)?, namespace: row.get(2)?, name: row.get(3)? })))?;
+    rows.collect()
 }
 
 fn insert_block(connection: &Connection, block: &block::EncodedBlock) -> rusqlite::Result<i64> {

@@ -11,7 +11,7 @@
 use crate::batch::{Batch, RECORD_VERSION};
 use crate::journal::{self, Journal, Record};
 use crate::meta::Meta;
-use crate::partition::{Partition, Sealed, lock};
+use crate::partition::{Partition, Pinned, Sealed, lock};
 use crate::recent::{Answer, Entry, Recent, RequestHash, decode_requests, encode_requests};
 use crate::rollup::{Cardinality, Rollups};
 use crate::{Error, NANOS_PER_SECOND, Refusal, Signal};
@@ -261,7 +261,7 @@ impl Store {
         let journal_directory = directory.join("journal");
         std::fs::create_dir_all(&journal_directory).map_err(failed(&journal_directory))?;
         let meta = Meta::open(&directory.join("meta.db"))?;
-        let view = open_view(directory)?;
+        let view = open_view(directory, Pinned::No)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             options,
@@ -402,12 +402,12 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         }
-        let view = open_view(directory)?;
+        let view = open_view(directory, Pinned::Yes)?;
         for generation in &mut generations {
             let content = generation.content.get_mut().unwrap_or_else(PoisonError::into_inner);
             for signal in Signal::ALL {
                 for partition in &view.partitions[signal as usize] {
-                    if partition.has_generation(generation.number)? {
+                    if partition.opened_with(generation.number) {
                         content.batches[signal as usize].clear();
                         content.rollups[signal as usize] = Rollups::new(signal, Cardinality::default());
                     }
@@ -478,7 +478,7 @@ fn own(directory: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-fn open_view(directory: &Path) -> Result<View, Error> {
+fn open_view(directory: &Path, pinned: Pinned) -> Result<View, Error> {
     let mut view = View::default();
     for signal in Signal::ALL {
         let path = directory.join(signal.name());
@@ -488,9 +488,11 @@ fn open_view(directory: &Path) -> Result<View, Error> {
         };
         names.sort();
         for name in names {
-            match Partition::open(&name, signal) {
+            match Partition::open(&name, signal, pinned) {
                 Ok(partition) => view.partitions[signal as usize].push(Arc::new(partition)),
                 Err(error @ Error::Newer { .. }) => return Err(error),
+                // Not a guest's to judge: the server may be making the file at this moment.
+                Err(error) if pinned == Pinned::Yes => tracing::warn!(path = %name.display(), %error, "a partition is left out"),
                 Err(error) => {
                     let aside = name.with_extension("db.damaged");
                     tracing::error!(path = %name.display(), aside = %aside.display(), %error, "a damaged partition is set aside; the rest keeps working");
@@ -501,7 +503,7 @@ fn open_view(directory: &Path) -> Result<View, Error> {
     }
     let rollups = directory.join("rollups.db");
     if rollups.exists() {
-        view.rollups = Some(Arc::new(Partition::open(&rollups, Signal::Traces)?));
+        view.rollups = Some(Arc::new(Partition::open(&rollups, Signal::Traces, pinned)?));
     }
     Ok(view)
 }

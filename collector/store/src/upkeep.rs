@@ -2,7 +2,7 @@
 
 use crate::batch::{BatchBuilder, Row};
 use crate::block::BLOCK_ROWS;
-use crate::partition::{BlockInfo, Partition};
+use crate::partition::{BlockInfo, Partition, Pinned};
 use crate::query::Item;
 use crate::recent::REMEMBERED;
 use crate::rollup::{self, EncodedCell, Level, MINUTE};
@@ -104,7 +104,7 @@ impl Shared {
             Some(target) => target,
             None => {
                 let target = Arc::new(if Path::exists(&path) {
-                    Partition::open(&path, Signal::Traces)?
+                    Partition::open(&path, Signal::Traces, Pinned::No)?
                 } else {
                     Partition::create(&path, Signal::Traces, now())?
                 });
