@@ -208,6 +208,7 @@ fn hostile_values_are_cut_or_refused_and_never_fatal() {
     }
     let operations = server.api("/api/v1/services/many")["operations"].as_array().map_or(0, Vec::len);
     assert!(operations <= 2001, "{operations} operations");
+    assert_eq!(server.api("/api/v1/stats")["other"], json!(8000), "what is beyond the limit is counted");
     assert_eq!(server.page("/").0, 200);
 }
 

@@ -195,8 +195,6 @@ pub struct Rollups {
     /// Resource bodies with the service and the time of the latest item.
     pub seen: HashMap<Vec<u8>, (u32, u64)>,
     cardinality: Cardinality,
-    /// Rows that went to `(other)`.
-    pub overflowed: u64,
 }
 
 impl Rollups {
@@ -212,7 +210,6 @@ impl Rollups {
             values: Vec::new(),
             seen: HashMap::new(),
             cardinality,
-            overflowed: 0,
         }
     }
 
@@ -252,8 +249,8 @@ impl Rollups {
         })
     }
 
-    /// Counts every row of a batch.
-    pub fn add(&mut self, batch: &Batch) {
+    /// Counts every row of a batch. Returns how many went to `(other)` because of the limits.
+    pub fn add(&mut self, batch: &Batch) -> u64 {
         struct LaneCells {
             window: u64,
             operation: u32,
@@ -271,11 +268,23 @@ impl Rollups {
                 (service, lane.kind, name)
             })
             .collect();
+        let lane_overflows: Vec<bool> = batch
+            .lanes
+            .iter()
+            .zip(&lane_keys)
+            .map(|(lane, (service, _, name))| {
+                let resource = batch.resources[batch.contexts[lane.context as usize].0 as usize];
+                let other = |now: &str, sent: u32| now == OTHER && batch.strings.str(sent) != OTHER;
+                other(&self.services[*service as usize].name, resource.name) || other(self.names.arena().str(*name), lane.name)
+            })
+            .collect();
+        let mut overflowed = 0;
         let mut lane_cells: Vec<Option<LaneCells>> = batch.lanes.iter().map(|_| None).collect();
         let mut latest = vec![0u64; batch.resources.len()];
         const NONE: u32 = u32::MAX;
         for row in 0..batch.rows() {
             let lane = batch.lane[row] as usize;
+            overflowed += u64::from(lane_overflows[lane]);
             let end = if spans { batch.end(row) } else { batch.time[row] };
             let window = end / WINDOW * WINDOW;
             let resource = batch.contexts[batch.lanes[lane].context as usize].0 as usize;
@@ -325,6 +334,7 @@ impl Rollups {
                 }
             }
         }
+        overflowed
     }
 
     fn known(&self, batch: &Batch, resource: &crate::batch::BatchResource) -> Service {

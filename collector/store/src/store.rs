@@ -109,14 +109,16 @@ impl Generation {
         }
     }
 
-    fn add(&self, batch: Arc<Batch>, hash: RequestHash, received: u64, answer: Answer) {
+    /// Returns how many rows were counted under `(other)`.
+    fn add(&self, batch: Arc<Batch>, hash: RequestHash, received: u64, answer: Answer) -> u64 {
         let mut content = self.content.write().unwrap_or_else(PoisonError::into_inner);
         let signal = batch.signal as usize;
-        content.rollups[signal].add(&batch);
+        let overflowed = content.rollups[signal].add(&batch);
         content.rows[signal] += batch.rows();
         content.bytes += batch.byte_len();
         content.requests[signal].push((hash, received, answer));
         content.batches[signal].push(batch);
+        overflowed
     }
 
     pub fn batches(&self, signal: Signal) -> Vec<Arc<Batch>> {
@@ -145,6 +147,8 @@ pub(crate) struct Shared {
     backlog_bytes: AtomicUsize,
     closing: AtomicBool,
     pub stored: [AtomicU64; 3],
+    /// Rows since start that rollups counted under `(other)`.
+    overflowed: AtomicU64,
     /// Why writes are refused at present; empty when they are not.
     trouble: Mutex<String>,
     /// Why the last write failed; empty when it worked. The next one is tried all the same, so that writing resumes by itself.
@@ -274,6 +278,7 @@ impl Store {
             backlog_bytes: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             stored: Default::default(),
+            overflowed: AtomicU64::new(0),
             trouble: Mutex::default(),
             last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
@@ -388,6 +393,7 @@ impl Reader {
             backlog_bytes: AtomicUsize::new(0),
             closing: AtomicBool::new(true),
             stored: Default::default(),
+            overflowed: AtomicU64::new(0),
             trouble: Mutex::default(),
             last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
@@ -447,13 +453,9 @@ impl Reader {
         reasons.into_iter().find(|reason| !reason.is_empty())
     }
 
-    /// Rows of rollups that were counted under `(other)` because of the limits.
+    /// Rows since start that were counted under `(other)` because of the limits.
     pub fn overflowed(&self) -> u64 {
-        let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
-        view.live
-            .iter()
-            .map(|g| g.content.read().unwrap_or_else(PoisonError::into_inner).rollups.iter().map(|r| r.overflowed).sum::<u64>())
-            .sum()
+        self.shared.overflowed.load(Ordering::Relaxed)
     }
 }
 
@@ -691,7 +693,8 @@ impl Shared {
         lock(&self.last_failure).clear();
         for job in jobs {
             self.stored[job.batch.signal as usize].fetch_add(job.batch.rows() as u64, Ordering::Relaxed);
-            generation.add(job.batch, job.hash, job.received, job.answer.clone());
+            let overflowed = generation.add(job.batch, job.hash, job.received, job.answer.clone());
+            self.overflowed.fetch_add(overflowed, Ordering::Relaxed);
             let waiting = lock(&self.recent).done(job.hash, job.received, &job.answer);
             for other in waiting {
                 other(Ok(job.answer.clone()));

@@ -41,6 +41,25 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// Five times below a chart, from its left to its right edge.
+fn time_axis(svg: &mut String, from: u64, to: u64, height: f64, x: impl Fn(u64) -> f64) {
+    for part in 0..=4u64 {
+        let time = from + (to - from) / 4 * part;
+        let anchor = match part {
+            0 => "start",
+            4 => "end",
+            _ => "middle",
+        };
+        let _ = write!(
+            svg,
+            r#"<text class="axis" x="{:.0}" y="{:.0}" text-anchor="{anchor}">{}</text>"#,
+            x(time),
+            height - 4.0,
+            times::clock_short(time)
+        );
+    }
+}
+
 /// Lines over time. A gap in the data is a gap in the line.
 pub fn lines(title: &str, unit: &str, from: u64, to: u64, step: u64, lines: &[Line<'_>]) -> String {
     let top = ceiling(lines.iter().flat_map(|l| l.points.iter().filter_map(|(_, v)| *v)).fold(0.0, f64::max));
@@ -66,21 +85,7 @@ pub fn lines(title: &str, unit: &str, from: u64, to: u64, step: u64, lines: &[Li
         let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
-    for part in 0..=4u64 {
-        let time = from + (to - from) / 4 * part;
-        let anchor = match part {
-            0 => "start",
-            4 => "end",
-            _ => "middle",
-        };
-        let _ = write!(
-            svg,
-            r#"<text class="axis" x="{:.0}" y="{:.0}" text-anchor="{anchor}">{}</text>"#,
-            x(time),
-            HEIGHT - 4.0,
-            times::clock_short(time)
-        );
-    }
+    time_axis(&mut svg, from, to, HEIGHT, x);
     for line in lines {
         let mut path = String::new();
         let mut before: Option<u64> = None;
@@ -137,21 +142,7 @@ pub fn bars(title: &str, from: u64, to: u64, step: u64, bars: &[(u64, [u64; 3])]
         let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDE}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
-    for part in 0..=4u64 {
-        let time = from + (to - from) / 4 * part;
-        let anchor = match part {
-            0 => "start",
-            4 => "end",
-            _ => "middle",
-        };
-        let _ = write!(
-            svg,
-            r#"<text class="axis" x="{:.0}" y="{:.0}" text-anchor="{anchor}">{}</text>"#,
-            x(time),
-            height - 4.0,
-            times::clock_short(time)
-        );
-    }
+    time_axis(&mut svg, from, to, height, x);
     for (start, parts) in bars {
         let mut bottom = height - BOTTOM;
         for (part, class) in parts.iter().zip(["fine", "warn", "bad"]) {
@@ -193,21 +184,7 @@ pub fn scatter(from: u64, to: u64, dots: &[(u64, u64, bool, String)]) -> String 
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{label}</text>"#, LEFT - 4.0, at + 3.5);
         tick *= 10.0;
     }
-    for part in 0..=4u64 {
-        let time = from + (to - from) / 4 * part;
-        let anchor = match part {
-            0 => "start",
-            4 => "end",
-            _ => "middle",
-        };
-        let _ = write!(
-            svg,
-            r#"<text class="axis" x="{:.0}" y="{:.0}" text-anchor="{anchor}">{}</text>"#,
-            x(time),
-            HEIGHT - 4.0,
-            times::clock_short(time)
-        );
-    }
+    time_axis(&mut svg, from, to, HEIGHT, x);
     for (time, duration, error, id) in dots {
         let (cx, cy) = (x(*time), y(*duration as f64));
         let id = escape(id);

@@ -332,7 +332,9 @@ fn stages(bodies: &[Vec<u8>], items: usize) {
     let start = thread_cpu();
     for _ in 0..3 {
         let mut rollups = firstfall_store::rollup::Rollups::new(Signal::Traces, Default::default());
-        batches.iter().for_each(|b| rollups.add(b));
+        for batch in &batches {
+            rollups.add(batch);
+        }
         std::hint::black_box(&rollups);
     }
     row("stage rollups, per span", ns(thread_cpu() - start, items * 3));
