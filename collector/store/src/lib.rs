@@ -10,6 +10,7 @@ pub mod batch;
 pub mod block;
 mod error;
 pub mod filter;
+pub mod histogram;
 mod id;
 mod journal;
 mod meta;

@@ -106,20 +106,63 @@ pub fn write_planes(out: &mut Vec<u8>, values: &[u64]) {
     }
 }
 
-pub fn read_planes(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u64>, Damaged> {
-    let planes = reader.byte()? as usize;
-    if planes > 8 {
-        return Err(corrupt("more than eight byte planes"));
+/// A column in planes, as it lies: any value can be taken out without the others.
+#[derive(Clone, Copy)]
+pub struct Planes<'a> {
+    base: u64,
+    count: usize,
+    /// `count` bytes for each plane, the lowest first.
+    bytes: &'a [u8],
+}
+
+impl<'a> Planes<'a> {
+    pub fn read(reader: &mut Reader<'a>, count: usize) -> Result<Planes<'a>, Damaged> {
+        let planes = reader.byte()? as usize;
+        if planes > 8 {
+            return Err(corrupt("more than eight byte planes"));
+        }
+        let base = reader.varint()?;
+        let bytes = reader.take(count.checked_mul(planes).ok_or(corrupt("a column too long"))?)?;
+        Ok(Planes { base, count, bytes })
     }
-    let base = reader.varint()?;
-    let bytes = reader.take(count.checked_mul(planes).ok_or(corrupt("a column too long"))?)?;
-    let mut values = vec![base; count];
-    for plane in 0..planes {
-        for (value, byte) in values.iter_mut().zip(&bytes[plane * count..]) {
-            *value = value.wrapping_add(u64::from(*byte) << (plane * 8));
+
+    pub fn get(&self, at: usize) -> Option<u64> {
+        (at < self.count).then(|| {
+            let planes = self.bytes.chunks_exact(self.count).enumerate();
+            planes.fold(self.base, |value, (plane, bytes)| value.wrapping_add(u64::from(bytes[at]) << (plane * 8)))
+        })
+    }
+
+    pub fn to_vec(self) -> Vec<u64> {
+        let mut values = vec![self.base; self.count];
+        for (plane, bytes) in self.bytes.chunks_exact(self.count.max(1)).enumerate() {
+            for (value, byte) in values.iter_mut().zip(bytes) {
+                *value = value.wrapping_add(u64::from(*byte) << (plane * 8));
+            }
+        }
+        values
+    }
+
+    /// The sum of the values before one, when it fits.
+    pub fn sum_before(&self, at: usize) -> Option<u64> {
+        let at = at.min(self.count);
+        let planes = self.bytes.chunks_exact(self.count.max(1)).enumerate();
+        planes
+            .map(|(plane, bytes)| (plane, bytes[..at].iter().map(|b| u64::from(*b)).sum::<u64>()))
+            .try_fold(self.base.checked_mul(at as u64)?, |sum, (plane, part)| {
+                sum.checked_add(part.checked_shl(plane as u32 * 8).filter(|shifted| shifted >> (plane * 8) == part)?)
+            })
+    }
+
+    /// How many of the values before one are equal to it.
+    pub fn rank(&self, at: usize) -> usize {
+        let mut planes = self.bytes.chunks_exact(self.count.max(1));
+        match (planes.next(), planes.next()) {
+            (None, _) => at.min(self.count),
+            (Some(bytes), None) => bytes[..at].iter().filter(|b| **b == bytes[at]).count(),
+            _ => (0..at).filter(|before| self.get(*before) == self.get(at)).count(),
         }
     }
-    Ok(values)
 }
 
 /// Reads what `Writer` wrote, checking every length.
@@ -155,7 +198,20 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, Damaged> {
+        // Most numbers are small.
+        match self.rest {
+            [byte @ ..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok((*byte).into())
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    #[inline(never)]
+    fn long_varint(&mut self) -> Result<u64, Damaged> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -235,9 +291,25 @@ mod tests {
             bytes.packed_u32(&narrow);
             let mut reader = Reader::new(&bytes);
             prop_assert_eq!(&reader.packed(values.len()).expect("own bytes"), &values);
-            prop_assert_eq!(&read_planes(&mut reader, values.len()).expect("own bytes"), &values);
+            prop_assert_eq!(&Planes::read(&mut reader, values.len()).expect("own bytes").to_vec(), &values);
             prop_assert_eq!(reader.packed_u32(narrow.len(), usize::MAX).expect("own bytes"), narrow);
             prop_assert_eq!(reader.left(), 0);
+        }
+
+        #[test]
+        fn a_value_of_a_column_is_found_without_the_others(
+            values in prop::collection::vec(any::<u64>(), 1..50), shift in 0u32..64, at in any::<prop::sample::Index>()
+        ) {
+            let values: Vec<u64> = values.iter().map(|v| v >> shift).collect();
+            let mut bytes = Vec::new();
+            write_planes(&mut bytes, &values);
+            let planes = Planes::read(&mut Reader::new(&bytes), values.len()).expect("own bytes");
+            let at = at.index(values.len());
+            prop_assert_eq!(planes.get(at), Some(values[at]));
+            prop_assert_eq!(planes.get(values.len()), None);
+            prop_assert_eq!(planes.rank(at), values[..at].iter().filter(|v| **v == values[at]).count());
+            let sum = values[..at].iter().try_fold(0u64, |sum, v| sum.checked_add(*v));
+            prop_assert_eq!(planes.sum_before(at), sum);
         }
 
         #[test]

@@ -399,7 +399,7 @@ impl Partition {
             select.query_row(params![block.id, number as i64], |row| row.get(0)).optional()
         })?;
         let body = body.ok_or(Error::Moved)?;
-        let segment = Segment::parse(body.into()).map_err(Error::damaged(&self.path))?;
+        let segment = Segment::parse(body).map_err(Error::damaged(&self.path))?;
         if segment.rows != block.directory.segments[number].rows.len() {
             return Err(Error::damaged(&self.path)(Damaged("a segment of other length than its directory says")));
         }

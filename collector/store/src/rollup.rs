@@ -4,14 +4,18 @@
 //! They are counted from every row when it becomes visible and written in the transaction that stores the rows. Each
 //! generation writes its own additive deltas; a reader adds them up, so late items need no special case.
 //!
-//! A span counts in the window in which it **ends**. The histogram is log-linear (as HdrHistogram's): 64 buckets for each power
-//! of two, so a quantile is off by at most 0.8 %, merging is addition, and finding a bucket is a shift.
+//! A span counts in the window in which it **ends**.
 //!
 //! ```text
-//! body(version 1) := zstd( names, cells(window in minute, service, kind, name, calls, errors, sum ns, buckets(delta, count)) )
+//! body(version 1) := zstd( count of names, names, groups )
+//! group           := service, length of its cells in bytes, cells
+//! cell            := window in the minute, kind, name, calls, errors, sum ns, count of buckets, buckets(delta, count)
 //! ```
+//!
+//! A question about one service steps over the groups of the others.
 
 use crate::batch::{Batch, Interner, marks};
+use crate::histogram::{Histogram, Sum};
 use crate::pack::{Reader, Writer, corrupt};
 use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
 use hashbrown::HashMap;
@@ -50,97 +54,6 @@ impl Level {
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Histogram {
-    /// (bucket, count), ascending.
-    buckets: Vec<(u16, u32)>,
-}
-
-const SUB_BITS: u32 = 6;
-
-fn bucket_of(ns: u64) -> u16 {
-    let exponent = 63 - (ns | 1).leading_zeros();
-    if exponent < SUB_BITS {
-        return ns as u16;
-    }
-    let shift = exponent - SUB_BITS;
-    ((shift + 1) << SUB_BITS) as u16 + (ns >> shift) as u16 - (1 << SUB_BITS)
-}
-
-/// The middle of a bucket, in nanoseconds.
-fn value_of(bucket: u16) -> f64 {
-    let (row, sub) = (bucket >> SUB_BITS, bucket & ((1 << SUB_BITS) - 1));
-    if row == 0 {
-        return f64::from(sub);
-    }
-    let width = 2f64.powi(i32::from(row) - 1);
-    (f64::from((1 << SUB_BITS) + sub) + 0.5) * width
-}
-
-impl Histogram {
-    #[inline]
-    pub fn record(&mut self, ns: u64) {
-        self.add(bucket_of(ns), 1);
-    }
-
-    #[inline]
-    fn add(&mut self, bucket: u16, count: u32) {
-        match self.buckets.binary_search_by_key(&bucket, |(b, _)| *b) {
-            Ok(at) => self.buckets[at].1 = self.buckets[at].1.saturating_add(count),
-            Err(at) => self.buckets.insert(at, (bucket, count)),
-        }
-    }
-
-    pub fn merge(&mut self, other: &Histogram) {
-        if self.buckets.is_empty() {
-            self.buckets.clone_from(&other.buckets);
-            return;
-        }
-        // Both are in order: one walk through the two costs a sixth of a search for each bucket.
-        let mut merged = Vec::with_capacity(self.buckets.len() + other.buckets.len());
-        let (mut own, mut new) = (self.buckets.iter().peekable(), other.buckets.iter().peekable());
-        while let (Some((a, n)), Some((b, m))) = (own.peek(), new.peek()) {
-            merged.push(match a.cmp(b) {
-                std::cmp::Ordering::Less => (*a, *n),
-                std::cmp::Ordering::Greater => (*b, *m),
-                std::cmp::Ordering::Equal => (*a, n.saturating_add(*m)),
-            });
-            let order = a.cmp(b);
-            if order.is_le() {
-                own.next();
-            }
-            if order.is_ge() {
-                new.next();
-            }
-        }
-        merged.extend(own);
-        merged.extend(new);
-        self.buckets = merged;
-    }
-
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|(_, count)| u64::from(*count)).sum()
-    }
-
-    /// The value at or below which the share `q` of all values lies, in milliseconds, off by at most 0.8 %.
-    pub fn quantile_ms(&self, q: f64) -> Option<f64> {
-        let rank = (q * self.count() as f64).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        for (bucket, count) in &self.buckets {
-            seen += u64::from(*count);
-            if seen >= rank {
-                return Some(value_of(*bucket) / 1e6);
-            }
-        }
-        None
-    }
-
-    /// (middle in milliseconds, count) of each bucket that holds something, for heatmaps.
-    pub fn buckets_ms(&self) -> impl Iterator<Item = (f64, u32)> {
-        self.buckets.iter().map(|(bucket, count)| (value_of(*bucket) / 1e6, *count))
-    }
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cell {
     pub calls: u64,
     pub errors: u64,
@@ -154,6 +67,28 @@ impl Cell {
         self.errors += other.errors;
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.histogram.merge(&other.histogram);
+    }
+}
+
+/// A cell that many others are added to.
+#[derive(Default)]
+pub struct CellSum {
+    pub calls: u64,
+    pub errors: u64,
+    sum_ns: u64,
+    histogram: Sum,
+}
+
+impl CellSum {
+    pub fn add(&mut self, cell: &Cell) {
+        self.calls += cell.calls;
+        self.errors += cell.errors;
+        self.sum_ns = self.sum_ns.saturating_add(cell.sum_ns);
+        self.histogram.add(&cell.histogram);
+    }
+
+    pub fn finish(&self) -> Cell {
+        Cell { calls: self.calls, errors: self.errors, sum_ns: self.sum_ns, histogram: self.histogram.finish() }
     }
 }
 
@@ -398,56 +333,64 @@ pub struct EncodedCell<'a> {
     pub cell: &'a Cell,
 }
 
+/// Cells of one service stand side by side in `cells`.
 pub fn encode_cells<'a>(minute: u64, cells: impl Iterator<Item = EncodedCell<'a>>) -> Vec<u8> {
     let mut names = Interner::default();
-    let mut out = Vec::new();
-    let mut count = 0u64;
-    for cell in cells {
-        count += 1;
-        out.push(((cell.window - minute) / WINDOW) as u8);
-        out.varint(cell.service.into());
-        out.push(cell.kind);
-        out.varint(names.intern(cell.name.as_bytes()).into());
-        out.varint(cell.cell.calls);
-        out.varint(cell.cell.errors);
-        out.varint(cell.cell.sum_ns);
-        out.varint(cell.cell.histogram.buckets.len() as u64);
-        let mut before = 0;
-        for (bucket, count) in &cell.cell.histogram.buckets {
-            out.varint((bucket - std::mem::replace(&mut before, *bucket)).into());
-            out.varint((*count).into());
+    let mut groups = Vec::new();
+    let mut group = Vec::new();
+    let mut cells = cells.peekable();
+    while let Some(cell) = cells.next() {
+        group.push(((cell.window - minute) / WINDOW) as u8);
+        group.push(cell.kind);
+        group.varint(names.intern(cell.name.as_bytes()).into());
+        group.varint(cell.cell.calls);
+        group.varint(cell.cell.errors);
+        group.varint(cell.cell.sum_ns);
+        cell.cell.histogram.write(&mut group);
+        if cells.peek().is_none_or(|next| next.service != cell.service) {
+            groups.varint(cell.service.into());
+            groups.text(&group);
+            group.clear();
         }
     }
-    let mut body = Vec::with_capacity(out.len() + 256);
+    let mut body = Vec::with_capacity(groups.len() + 256);
     body.varint(names.arena().len() as u64);
     for id in 0..names.arena().len() as u32 {
         body.text(names.arena().get(id));
     }
-    body.varint(count);
-    body.extend_from_slice(&out);
+    body.extend_from_slice(&groups);
     zstd::bulk::compress(&body, 3).expect("zstd compresses into memory")
 }
 
-/// Hands every cell of a body to `each`: window, service (an id of the partition), kind, name, cell.
-pub fn decode_cells(minute: u64, body: &[u8], mut each: impl FnMut(u64, u32, u8, &str, Cell)) -> Result<(), Damaged> {
+/// Hands every cell of the services that are wanted (ids of the partition) to `each`: window, service, kind, name, cell.
+pub fn decode_cells(
+    minute: u64,
+    body: &[u8],
+    mut wanted: impl FnMut(u32) -> bool,
+    mut each: impl FnMut(u64, u32, u8, &str, &Cell),
+) -> Result<(), Damaged> {
     let body = crate::segment::inflate_sized(body)?;
     let mut r = Reader::new(&body);
     let mut names = Vec::new();
     for _ in 0..r.count()? {
-        names.push(std::str::from_utf8(r.text()?).map_err(|_| corrupt("a name that is not UTF-8"))?);
+        names.push(r.text()?);
     }
-    for _ in 0..r.count()? {
-        let window = minute.saturating_add(u64::from(r.byte()?) * WINDOW);
+    let mut cell = Cell::default();
+    while r.left() > 0 {
         let service = r.u32()?;
-        let kind = r.byte()?;
-        let name = *names.get(r.u32()? as usize).ok_or(corrupt("a cell without its name"))?;
-        let mut cell = Cell { calls: r.varint()?, errors: r.varint()?, sum_ns: r.varint()?, histogram: Histogram::default() };
-        let mut bucket = 0u16;
-        for _ in 0..r.count()? {
-            bucket = bucket.checked_add(r.varint()? as u16).ok_or(corrupt("a bucket beyond the last"))?;
-            cell.histogram.buckets.push((bucket, r.u32()?));
+        let mut group = Reader::new(r.text()?);
+        if !wanted(service) {
+            continue;
         }
-        each(window, service, kind, name, cell);
+        while group.left() > 0 {
+            let window = minute.saturating_add(u64::from(group.byte()?) * WINDOW);
+            let kind = group.byte()?;
+            let name = *names.get(group.u32()? as usize).ok_or(corrupt("a cell without its name"))?;
+            let name = std::str::from_utf8(name).map_err(|_| corrupt("a name that is not UTF-8"))?;
+            (cell.calls, cell.errors, cell.sum_ns) = (group.varint()?, group.varint()?, group.varint()?);
+            cell.histogram.read(&mut group)?;
+            each(window, service, kind, name, &cell);
+        }
     }
     Ok(())
 }
@@ -455,37 +398,6 @@ pub fn decode_cells(minute: u64, body: &[u8], mut each: impl FnMut(u64, u32, u8,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn a_quantile_is_off_by_less_than_one_percent(mut values in prop::collection::vec(1u64..10_000_000_000_000, 1..300), q in 0.01f64..1.0) {
-            let mut histogram = Histogram::default();
-            values.iter().for_each(|v| histogram.record(*v));
-            values.sort_unstable();
-            let rank = ((q * values.len() as f64).ceil() as usize).max(1) - 1;
-            let exact = values[rank] as f64 / 1e6;
-            let got = histogram.quantile_ms(q).expect("it is not empty");
-            prop_assert!((got - exact).abs() <= exact * 0.01 + 1e-6, "{got} instead of {exact}");
-        }
-
-        #[test]
-        fn merging_is_as_recording_all(a in prop::collection::vec(1u64..1_000_000, 0..60), b in prop::collection::vec(1u64..1_000_000, 0..60)) {
-            let record = |values: &[u64]| {
-                let mut histogram = Histogram::default();
-                values.iter().for_each(|v| histogram.record(*v));
-                histogram
-            };
-            let mut merged = record(&a);
-            merged.merge(&record(&b));
-            prop_assert_eq!(merged, record(&[a, b].concat()));
-        }
-
-        #[test]
-        fn buckets_are_in_the_order_of_their_values(a in any::<u64>(), b in any::<u64>()) {
-            prop_assert_eq!(bucket_of(a.min(b)) <= bucket_of(a.max(b)), true);
-        }
-    }
 
     #[test]
     fn cells_are_read_as_written() {
@@ -494,8 +406,9 @@ mod tests {
         let body =
             encode_cells(MINUTE, std::iter::once(EncodedCell { window: MINUTE + WINDOW, service: 7, kind: 2, name: "GET /", cell: &cell }));
         let mut seen = Vec::new();
-        decode_cells(MINUTE, &body, |window, service, kind, name, cell| seen.push((window, service, kind, name.to_owned(), cell)))
-            .expect("own bytes");
+        let mut keep = |window, service, kind, name: &str, cell: &Cell| seen.push((window, service, kind, name.to_owned(), cell.clone()));
+        decode_cells(MINUTE, &body, |service| service == 8, &mut keep).expect("own bytes");
+        decode_cells(MINUTE, &body, |_| true, keep).expect("own bytes");
         assert_eq!(seen, [(MINUTE + WINDOW, 7, 2, "GET /".to_owned(), cell)]);
     }
 }

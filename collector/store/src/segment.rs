@@ -3,12 +3,12 @@
 
 use crate::batch::{Field, Kind};
 use crate::block::*;
-use crate::pack::{Reader, corrupt, read_planes, unzigzag};
+use crate::pack::{Planes, Reader, corrupt, unzigzag};
 use crate::{Damaged, SpanId, TraceId};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::OnceLock as OnceCell;
+use std::sync::OnceLock;
 
 /// No chunk inflates to more: a block of 65,536 rows with values of 64 KiB each would, but a writer cuts blocks by bytes first.
 const INFLATED_MAX: usize = 1 << 30;
@@ -115,7 +115,7 @@ impl TraceTable {
         let column = inflate(r.take(r.left())?, size)?;
         let mut trace = 0i64;
         let mut of_row = Vec::with_capacity(rows);
-        for delta in read_planes(&mut Reader::new(&column), rows)? {
+        for delta in Planes::read(&mut Reader::new(&column), rows)?.to_vec() {
             trace = trace.wrapping_add(unzigzag(delta));
             if trace < 0 || trace > ids.len() as i64 {
                 return Err(corrupt("a row of an unknown trace"));
@@ -162,21 +162,43 @@ enum Chunk {
     Stored(Range<usize>),
 }
 
-/// A segment with its header read; its chunks are inflated on demand and kept while it lives.
+/// A segment with its header read. Its chunks are inflated on demand and kept while it lives.
+///
+/// A question about a few rows takes single values out of the chunks (`value`, `Planes::get`); one about all rows of a column
+/// reads it whole (`values`).
 pub struct Segment {
     header: Vec<u8>,
-    body: Arc<[u8]>,
+    body: Vec<u8>,
     pub rows: usize,
     pub lanes: Vec<SegmentLane>,
     pub columns: Vec<SegmentColumn>,
     pub shapes: Vec<Vec<u32>>,
     chunks: Vec<Chunk>,
-    spans: OnceCell<Vec<SpanId>>,
-    times: OnceCell<Vec<u64>>,
-    durations: OnceCell<Vec<i64>>,
-    marks: OnceCell<Vec<u8>>,
-    row_shapes: OnceCell<Vec<u32>>,
-    values: Vec<OnceCell<Values>>,
+    inflated: Vec<OnceLock<Vec<u8>>>,
+    times: OnceLock<Vec<u64>>,
+    row_shapes: OnceLock<RowShapes>,
+    values: Vec<OnceLock<Values>>,
+}
+
+/// The shape of each row, and how many values each column has by that.
+struct RowShapes {
+    of_row: Vec<u32>,
+    column_len: Vec<usize>,
+}
+
+/// One value of a column, as its `Kind` says.
+pub enum SegmentValue<'a> {
+    Number(u64),
+    Bytes(Cow<'a, [u8]>),
+}
+
+/// Who the parent of a row is.
+pub enum Parent {
+    None,
+    /// The n-th row of the same trace in this block.
+    Rank(u64),
+    /// A span that is not in this block.
+    Stranger(SpanId),
 }
 
 /// The values of one column, in the order of the rows that have it.
@@ -219,7 +241,7 @@ impl Texts {
     fn read(r: &mut Reader<'_>, count: usize) -> Result<Texts, Damaged> {
         let mut ends = Vec::with_capacity(count);
         let mut end = 0u64;
-        for length in read_planes(r, count)? {
+        for length in Planes::read(r, count)?.to_vec() {
             end = end.checked_add(length).filter(|end| *end <= u64::from(u32::MAX)).ok_or(corrupt("strings beyond 4 GiB"))?;
             ends.push(end as u32);
         }
@@ -228,7 +250,7 @@ impl Texts {
 }
 
 impl Segment {
-    pub fn parse(body: Arc<[u8]>) -> Result<Segment, Damaged> {
+    pub fn parse(body: Vec<u8>) -> Result<Segment, Damaged> {
         let mut whole = Reader::new(&body);
         let header_len = u32::from_le_bytes(whole.array()?) as usize;
         let header = inflate_sized(whole.take(header_len)?)?;
@@ -286,126 +308,150 @@ impl Segment {
                 }
             });
         }
-        let values = columns.iter().map(|_| OnceCell::new()).collect();
-        Ok(Segment {
-            header,
-            body,
-            rows,
-            lanes,
-            columns,
-            shapes,
-            chunks,
-            spans: OnceCell::new(),
-            times: OnceCell::new(),
-            durations: OnceCell::new(),
-            marks: OnceCell::new(),
-            row_shapes: OnceCell::new(),
-            values,
-        })
+        let values = columns.iter().map(|_| OnceLock::new()).collect();
+        let inflated = chunks.iter().map(|_| OnceLock::new()).collect();
+        let (times, row_shapes) = (OnceLock::new(), OnceLock::new());
+        Ok(Segment { header, body, rows, lanes, columns, shapes, chunks, inflated, times, row_shapes, values })
     }
 
-    fn with_chunk<T>(&self, chunk: usize, read: impl FnOnce(&mut Reader<'_>) -> Result<T, Damaged>) -> Result<T, Damaged> {
-        match &self.chunks[chunk] {
-            Chunk::Inline(range) => read(&mut Reader::new(&self.header[range.clone()])),
-            Chunk::Stored(range) => read(&mut Reader::new(&self.body[range.clone()])),
-            Chunk::Frame { at, inflated } => read(&mut Reader::new(&inflate(&self.body[at.clone()], *inflated)?)),
-        }
+    fn chunk(&self, chunk: usize) -> Result<Reader<'_>, Damaged> {
+        Ok(Reader::new(match &self.chunks[chunk] {
+            Chunk::Inline(range) => &self.header[range.clone()],
+            Chunk::Stored(range) => &self.body[range.clone()],
+            Chunk::Frame { at, inflated } => cached(&self.inflated[chunk], || inflate(&self.body[at.clone()], *inflated))?,
+        }))
+    }
+
+    fn planes(&self, chunk: usize) -> Result<Planes<'_>, Damaged> {
+        Planes::read(&mut self.chunk(chunk)?, self.rows)
     }
 
     pub fn times(&self) -> Result<&[u64], Damaged> {
-        cached(&self.times, || {
-            self.with_chunk(CHUNK_TIME, |r| {
-                let mut time = 0i64;
-                Ok(read_planes(r, self.rows)?
-                    .into_iter()
-                    .map(|delta| {
-                        time = time.wrapping_add(unzigzag(delta));
-                        time as u64
-                    })
-                    .collect())
-            })
-        })
-        .map(Vec::as_slice)
+        let read = || {
+            let mut time = 0i64;
+            let mut next = |delta| {
+                time = time.wrapping_add(unzigzag(delta));
+                time as u64
+            };
+            Ok(self.planes(CHUNK_TIME)?.to_vec().into_iter().map(&mut next).collect())
+        };
+        cached(&self.times, read).map(Vec::as_slice)
     }
 
-    pub fn durations(&self) -> Result<&[i64], Damaged> {
-        cached(&self.durations, || self.with_chunk(CHUNK_DURATION, |r| Ok(read_planes(r, self.rows)?.into_iter().map(unzigzag).collect())))
-            .map(Vec::as_slice)
+    /// Zig-zag; `unzigzag` turns it back.
+    pub fn durations(&self) -> Result<Planes<'_>, Damaged> {
+        self.planes(CHUNK_DURATION)
     }
 
-    pub fn marks(&self) -> Result<&[u8], Damaged> {
-        cached(&self.marks, || self.with_chunk(CHUNK_MARKS, |r| Ok(read_planes(r, self.rows)?.into_iter().map(|m| m as u8).collect())))
-            .map(Vec::as_slice)
+    pub fn marks(&self) -> Result<Planes<'_>, Damaged> {
+        self.planes(CHUNK_MARKS)
     }
 
     /// The context of each row: an ordinal of the directory's contexts.
-    pub fn contexts(&self) -> Result<Vec<u32>, Damaged> {
-        self.with_chunk(CHUNK_CONTEXT, |r| Ok(read_planes(r, self.rows)?.into_iter().map(|c| c as u32).collect()))
+    pub fn contexts(&self) -> Result<Planes<'_>, Damaged> {
+        self.planes(CHUNK_CONTEXT)
     }
 
-    pub fn spans(&self) -> Result<&[SpanId], Damaged> {
-        cached(&self.spans, || {
-            self.with_chunk(CHUNK_SPAN, |r| {
-                if r.left() == 0 {
-                    return Ok(vec![SpanId(0); self.rows]);
-                }
-                let bytes = r.take(self.rows * 8)?;
-                Ok(bytes.as_chunks::<8>().0.iter().map(|b| SpanId(u64::from_be_bytes(*b))).collect())
-            })
-        })
-        .map(Vec::as_slice)
+    /// Time, duration and marks of a row.
+    pub fn facts(&self, row: usize) -> Result<(u64, i64, u8), Damaged> {
+        const BEYOND: Damaged = Damaged("a row beyond its segment");
+        let time = *self.times()?.get(row).ok_or(BEYOND)?;
+        let duration = self.durations()?.get(row).ok_or(BEYOND)?;
+        Ok((time, unzigzag(duration), self.marks()?.get(row).ok_or(BEYOND)? as u8))
+    }
+
+    pub fn lane_of(&self, row: usize) -> &SegmentLane {
+        &self.lanes[self.lanes.partition_point(|lane| lane.rows.end <= row)]
     }
 
     pub fn span(&self, row: usize) -> Result<SpanId, Damaged> {
-        self.spans()?.get(row).copied().ok_or(corrupt("a span beyond its segment"))
+        let mut chunk = self.chunk(CHUNK_SPAN)?;
+        if chunk.left() == 0 {
+            return Ok(SpanId(0));
+        }
+        let all = chunk.take(self.rows * 8)?.as_chunks::<8>().0;
+        all.get(row).map(|bytes| SpanId(u64::from_be_bytes(*bytes))).ok_or(corrupt("a span beyond its segment"))
     }
 
-    /// The parent code of each row, and the ids of the parents that are not in the block, for the rows with code 1.
-    pub fn parents(&self) -> Result<(Vec<u64>, Vec<SpanId>), Damaged> {
-        self.with_chunk(CHUNK_PARENT, |r| {
-            let codes = read_planes(r, self.rows)?;
-            let strangers = r.take(r.left())?.as_chunks::<8>().0.iter().map(|b| SpanId(u64::from_be_bytes(*b))).collect();
-            Ok((codes, strangers))
+    pub fn parent(&self, row: usize) -> Result<Parent, Damaged> {
+        let mut chunk = self.chunk(CHUNK_PARENT)?;
+        let codes = Planes::read(&mut chunk, self.rows)?;
+        Ok(match codes.get(row).ok_or(corrupt("a row without its parent"))? {
+            0 => Parent::None,
+            1 => {
+                let strangers = chunk.take(chunk.left())?.as_chunks::<8>().0;
+                let id = strangers.get(codes.rank(row)).ok_or(corrupt("a parent that is missing"))?;
+                Parent::Stranger(SpanId(u64::from_be_bytes(*id)))
+            }
+            code => Parent::Rank(code - 2),
         })
     }
 
-    pub fn row_shapes(&self) -> Result<&[u32], Damaged> {
+    fn shapes_and_lengths(&self) -> Result<&RowShapes, Damaged> {
         cached(&self.row_shapes, || {
-            self.with_chunk(CHUNK_SHAPE, |r| {
-                let mut shapes = Vec::with_capacity(self.rows);
-                for shape in read_planes(r, self.rows)? {
-                    if shape >= self.shapes.len() as u64 {
-                        return Err(corrupt("a row of an unknown shape"));
-                    }
-                    shapes.push(shape as u32);
-                }
-                Ok(shapes)
-            })
+            let mut counts = vec![0usize; self.shapes.len()];
+            let mut of_row = Vec::with_capacity(self.rows);
+            for shape in self.planes(CHUNK_SHAPE)?.to_vec() {
+                *counts.get_mut(shape as usize).ok_or(corrupt("a row of an unknown shape"))? += 1;
+                of_row.push(shape as u32);
+            }
+            let mut column_len = vec![0usize; self.columns.len()];
+            for (shape, count) in self.shapes.iter().zip(counts) {
+                shape.iter().for_each(|column| column_len[*column as usize] += count);
+            }
+            Ok(RowShapes { of_row, column_len })
         })
-        .map(Vec::as_slice)
     }
 
-    /// The values of a column; as many as `column_len` says.
-    pub fn values(&self, column: usize) -> Result<&Values, Damaged> {
-        cached(&self.values[column], || {
-            let count = self.column_len(column)?;
-            self.with_chunk(CHUNK_COLUMNS + column, |r| match self.columns[column].kind {
-                Kind::Str | Kind::Bytes | Kind::Nested => read_strings(r, count),
-                Kind::Small | Kind::Wide => Ok(Values::Numbers(read_planes(r, count)?.into_iter().map(|v| v ^ 1 << 63).collect())),
-                Kind::Double | Kind::Bool | Kind::Empty => Ok(Values::Numbers(read_planes(r, count)?)),
-            })
-        })
+    /// The shape of each row.
+    pub fn row_shapes(&self) -> Result<&[u32], Damaged> {
+        Ok(&self.shapes_and_lengths()?.of_row)
     }
 
     fn column_len(&self, column: usize) -> Result<usize, Damaged> {
-        let per_shape: Vec<usize> = self.shapes.iter().map(|shape| shape.iter().filter(|c| **c as usize == column).count()).collect();
-        Ok(self.row_shapes()?.iter().map(|shape| per_shape[*shape as usize]).sum())
+        Ok(self.shapes_and_lengths()?.column_len[column])
+    }
+
+    /// All values of a column.
+    pub fn values(&self, column: usize) -> Result<&Values, Damaged> {
+        cached(&self.values[column], || {
+            let (count, mut chunk) = (self.column_len(column)?, self.chunk(CHUNK_COLUMNS + column)?);
+            match self.columns[column].kind {
+                Kind::Str | Kind::Bytes | Kind::Nested => read_strings(&mut chunk, count),
+                Kind::Small | Kind::Wide => {
+                    Ok(Values::Numbers(Planes::read(&mut chunk, count)?.to_vec().into_iter().map(|v| v ^ SIGN).collect()))
+                }
+                Kind::Double | Kind::Bool | Kind::Empty => Ok(Values::Numbers(Planes::read(&mut chunk, count)?.to_vec())),
+            }
+        })
+    }
+
+    /// The `at`-th value of a column, without reading the others.
+    pub fn value(&self, column: usize, at: usize) -> Result<SegmentValue<'_>, Damaged> {
+        const MISSING: Damaged = Damaged("a row without its value");
+        if let Some(values) = self.values[column].get() {
+            return Ok(match values {
+                Values::Numbers(numbers) => SegmentValue::Number(*numbers.get(at).ok_or(MISSING)?),
+                Values::Texts { distinct, codes } => SegmentValue::Bytes(distinct.get(*codes.get(at).ok_or(MISSING)?).into()),
+            });
+        }
+        let (count, mut chunk) = (self.column_len(column)?, self.chunk(CHUNK_COLUMNS + column)?);
+        if at >= count {
+            return Err(MISSING);
+        }
+        match self.columns[column].kind {
+            Kind::Str | Kind::Bytes | Kind::Nested => read_string(&mut chunk, count, at).map(SegmentValue::Bytes),
+            kind => {
+                let number = Planes::read(&mut chunk, count)?.get(at).ok_or(MISSING)?;
+                Ok(SegmentValue::Number(if matches!(kind, Kind::Small | Kind::Wide) { number ^ SIGN } else { number }))
+            }
+        }
     }
 
     /// For each value of a column, the row that has it.
     pub fn rows_of(&self, column: usize) -> Result<Vec<u32>, Damaged> {
         let per_shape: Vec<usize> = self.shapes.iter().map(|shape| shape.iter().filter(|c| **c as usize == column).count()).collect();
-        let mut rows = Vec::new();
+        let mut rows = Vec::with_capacity(self.column_len(column)?);
         for (row, shape) in self.row_shapes()?.iter().enumerate() {
             for _ in 0..per_shape[*shape as usize] {
                 rows.push(row as u32);
@@ -413,6 +459,63 @@ impl Segment {
         }
         Ok(rows)
     }
+}
+
+/// Whole numbers are kept with their sign flipped, so that their order is that of unsigned ones.
+const SIGN: u64 = 1 << 63;
+
+/// One string of a column of `count`, `at` below that.
+fn read_string<'a>(r: &mut Reader<'a>, count: usize, at: usize) -> Result<Cow<'a, [u8]>, Damaged> {
+    const BEYOND: Damaged = Damaged("a value beyond its dictionary");
+    let text = |r: &mut Reader<'a>, lengths: Planes<'a>, nth: usize| -> Result<&'a [u8], Damaged> {
+        let start = lengths.sum_before(nth).ok_or(BEYOND)?;
+        r.take(usize::try_from(start).map_err(|_| BEYOND)?)?;
+        r.take(usize::try_from(lengths.get(nth).ok_or(BEYOND)?).map_err(|_| BEYOND)?)
+    };
+    match r.byte()? {
+        STRINGS_RAW => {
+            let lengths = Planes::read(r, count)?;
+            text(r, lengths, at).map(Cow::Borrowed)
+        }
+        STRINGS_DICTIONARY => {
+            let size = r.count()?;
+            let lengths = Planes::read(r, size)?;
+            let mut texts = *r;
+            r.take(lengths.sum_before(size).and_then(|sum| usize::try_from(sum).ok()).ok_or(BEYOND)?)?;
+            let code = Planes::read(r, count)?.get(at).ok_or(BEYOND)?;
+            text(&mut texts, lengths, usize::try_from(code).map_err(|_| BEYOND)?).map(Cow::Borrowed)
+        }
+        STRINGS_PATTERN => {
+            let size = r.count()?;
+            let patterns = Texts::read(r, size)?;
+            let codes = Planes::read(r, count)?;
+            let code = codes.get(at).filter(|code| *code < size as u64).ok_or(BEYOND)? as usize;
+            let nth = codes.rank(at);
+            let mut uses = vec![0usize; size];
+            for code in codes.to_vec() {
+                *uses.get_mut(code as usize).ok_or(BEYOND)? += 1;
+            }
+            for (pattern, uses) in uses.iter().enumerate().take(code) {
+                for _ in 0..holes(patterns.get(pattern as u32)) {
+                    Planes::read(r, *uses)?;
+                }
+            }
+            let mut out = Vec::new();
+            for byte in patterns.get(code as u32) {
+                if *byte == PATTERN_HOLE {
+                    push_number(&mut out, Planes::read(r, uses[code])?.get(nth).ok_or(BEYOND)?);
+                } else {
+                    out.push(*byte);
+                }
+            }
+            Ok(Cow::Owned(out))
+        }
+        _ => Err(corrupt("strings of an unknown encoding")),
+    }
+}
+
+fn holes(pattern: &[u8]) -> usize {
+    pattern.iter().filter(|byte| **byte == PATTERN_HOLE).count()
 }
 
 fn read_strings(r: &mut Reader<'_>, count: usize) -> Result<Values, Damaged> {
@@ -426,22 +529,21 @@ fn read_strings(r: &mut Reader<'_>, count: usize) -> Result<Values, Damaged> {
         STRINGS_DICTIONARY => {
             let size = r.count()?;
             let distinct = Texts::read(r, size)?;
-            let codes = codes_below(read_planes(r, count)?, size)?;
+            let codes = codes_below(Planes::read(r, count)?.to_vec(), size)?;
             Ok(Values::Texts { distinct, codes })
         }
         STRINGS_RAW => Ok(Values::Texts { distinct: Texts::read(r, count)?, codes: (0..count as u32).collect() }),
         STRINGS_PATTERN => {
             let size = r.count()?;
             let patterns = Texts::read(r, size)?;
-            let codes = codes_below(read_planes(r, count)?, size)?;
+            let codes = codes_below(Planes::read(r, count)?.to_vec(), size)?;
             let mut uses = vec![0usize; size];
             codes.iter().for_each(|code| uses[*code as usize] += 1);
             let mut places: Vec<Vec<std::vec::IntoIter<u64>>> = Vec::new();
             for (pattern, uses) in uses.iter().enumerate() {
-                let holes = patterns.get(pattern as u32).iter().filter(|b| **b == PATTERN_HOLE).count();
                 let mut columns = Vec::new();
-                for _ in 0..holes {
-                    columns.push(read_planes(r, *uses)?.into_iter());
+                for _ in 0..holes(patterns.get(pattern as u32)) {
+                    columns.push(Planes::read(r, *uses)?.to_vec().into_iter());
                 }
                 places.push(columns);
             }
@@ -480,7 +582,7 @@ fn push_number(out: &mut Vec<u8>, mut number: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
-fn cached<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, Damaged>) -> Result<&T, Damaged> {
+fn cached<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, Damaged>) -> Result<&T, Damaged> {
     if cell.get().is_none() {
         let value = make()?;
         let _ = cell.set(value);

@@ -93,7 +93,7 @@ impl Reader {
         }
         for service in self.services(&all, budget)? {
             let identity = &service.service;
-            let quantiles = |h: &crate::rollup::Histogram| [0.5, 0.95, 0.99].map(|q| h.quantile_ms(q));
+            let quantiles = |h: &crate::histogram::Histogram| [0.5, 0.95, 0.99].map(|q| h.quantile_ms(q));
             let [p50, p95, p99] = quantiles(&service.requests.histogram);
             connection
                 .execute(

@@ -120,16 +120,21 @@ impl Shared {
             let mut minutes: BTreeMap<u64, BTreeMap<(u32, u8, String), rollup::Cell>> = BTreeMap::new();
             for (minute, body) in partition.rollups(level, 0, i64::MAX as u64, i64::MAX)? {
                 let cells = minutes.entry(minute).or_default();
-                rollup::decode_cells(minute, &body, |_, service, kind, name, cell| {
-                    if let Some(service) = services.get(&service) {
-                        let next = ids.len() as u32 + 1;
-                        let id = *ids.entry(service.clone()).or_insert_with(|| {
-                            new_services.push((service.clone(), next));
-                            next
-                        });
-                        cells.entry((id, kind, name.to_owned())).or_default().merge(&cell);
-                    }
-                })
+                rollup::decode_cells(
+                    minute,
+                    &body,
+                    |_| true,
+                    |_, service, kind, name, cell| {
+                        if let Some(service) = services.get(&service) {
+                            let next = ids.len() as u32 + 1;
+                            let id = *ids.entry(service.clone()).or_insert_with(|| {
+                                new_services.push((service.clone(), next));
+                                next
+                            });
+                            cells.entry((id, kind, name.to_owned())).or_default().merge(cell);
+                        }
+                    },
+                )
                 .map_err(Error::damaged(&partition.path))?;
             }
             for (minute, cells) in minutes {

@@ -4,6 +4,7 @@
 //! the columns of the attributes that are named. A value is compared once for each distinct text, not once a row.
 
 use crate::batch::{Batch, Cell, Field, Kind, marks};
+use crate::pack::unzigzag;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable, Values};
 use crate::value::{Resource, Stored, Value};
@@ -209,17 +210,17 @@ impl Filter {
         let times = segment.times().map_err(&damaged)?;
         rows.retain(|row| times[*row as usize] >= self.from && times[*row as usize] < self.to);
         if !rows.is_empty() && (self.duration_min.is_some() || self.duration_max.is_some()) {
-            let durations = segment.durations().map_err(&damaged)?;
+            let durations = segment.durations().map_err(&damaged)?.to_vec();
             rows.retain(|row| {
-                let duration = durations[*row as usize].max(0) as u64;
+                let duration = unzigzag(durations[*row as usize]).max(0) as u64;
                 self.duration_min.is_none_or(|min| duration >= min) && self.duration_max.is_none_or(|max| duration <= max)
             });
         }
         if let Some(error) = self.error
             && !rows.is_empty()
         {
-            let row_marks = segment.marks().map_err(&damaged)?;
-            rows.retain(|row| (row_marks[*row as usize] & marks::ERROR != 0) == error);
+            let row_marks = segment.marks().map_err(&damaged)?.to_vec();
+            rows.retain(|row| (row_marks[*row as usize] as u8 & marks::ERROR != 0) == error);
         }
         if let (Some(id), Some(traces)) = (self.trace_id, traces) {
             let ordinal = traces.find(&id);
@@ -229,15 +230,20 @@ impl Filter {
         if let Some(id) = self.span_id
             && !rows.is_empty()
         {
-            let spans = segment.spans().map_err(&damaged)?;
-            rows.retain(|row| spans[*row as usize] == id);
+            let mut matching = Vec::new();
+            for row in rows {
+                if segment.span(row as usize).map_err(&damaged)? == id {
+                    matching.push(row);
+                }
+            }
+            rows = matching;
         }
         for (key, value) in &self.attributes {
             if rows.is_empty() {
                 break;
             }
             let mut matching = vec![false; segment.rows];
-            let contexts = segment.contexts().map_err(&damaged)?;
+            let contexts = segment.contexts().map_err(&damaged)?.to_vec();
             let mut has: Vec<Option<bool>> = vec![None; block.directory.contexts.len()];
             for row in &rows {
                 let context = contexts[*row as usize] as usize;

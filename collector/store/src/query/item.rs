@@ -2,11 +2,13 @@
 
 use super::filter::cell_value;
 use crate::batch::{Batch, BatchBuilder, Field, Kind, NotUtf8, marks};
+use crate::pack::unzigzag;
 use crate::partition::{BlockInfo, Partition};
-use crate::segment::{Segment, TraceTable, Values};
+use crate::segment::{Parent, Segment, SegmentValue, TraceTable};
 use crate::value::{Event, Link, Pairs, Resource, Scope, Stored, Value, pairs_to_json};
 use crate::{Damaged, Error, Service, SpanId, TraceId};
 use serde_json::{Value as Json, json};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A span, log record or metric point with everything that the client sent.
@@ -166,91 +168,91 @@ pub(crate) fn from_segment(
     mut span_of: impl FnMut(u32, u64) -> Result<SpanId, Error>,
 ) -> Result<Vec<Item>, Error> {
     let damaged = Error::damaged(&partition.path);
-    let Some(last) = rows.last() else {
-        return Ok(Vec::new());
-    };
+    // A few rows are taken out one by one; most of a segment is read column by column.
+    if rows.len() > segment.rows / WHOLE_FROM {
+        for column in 0..segment.columns.len() {
+            segment.values(column).map_err(&damaged)?;
+        }
+    }
     let contexts = segment.contexts().map_err(&damaged)?;
-    let spans = segment.spans().map_err(&damaged)?;
-    let (parents, strangers) = segment.parents().map_err(&damaged)?;
     let times = segment.times().map_err(&damaged)?;
     let durations = segment.durations().map_err(&damaged)?;
     let row_marks = segment.marks().map_err(&damaged)?;
     let shapes = segment.row_shapes().map_err(&damaged)?;
     let start = block.directory.segments[number].rows.start;
+    let missing = || damaged(Damaged("a row without its values"));
     let mut items = Vec::with_capacity(rows.len());
-    // How many values of each column the rows before have used up.
+    // How many values of each column the rows before have used up; and the rows of each shape that are not yet in that.
     let mut used = vec![0usize; segment.columns.len()];
-    let (mut wanted, mut lane, mut stranger) = (rows.iter().peekable(), 0, 0);
-    for row in 0..=*last as usize {
+    let mut passed = vec![0usize; segment.shapes.len()];
+    let mut counted = 0;
+    for row in rows.iter().map(|row| *row as usize) {
+        for shape in &shapes[counted..row] {
+            passed[*shape as usize] += 1;
+        }
+        counted = row;
+        for (shape, rows) in segment.shapes.iter().zip(&mut passed).filter(|(_, rows)| **rows > 0) {
+            shape.iter().for_each(|column| used[*column as usize] += *rows);
+            *rows = 0;
+        }
         let shape = &segment.shapes[shapes[row] as usize];
-        let parent_is_stranger = parents[row] == 1;
-        if wanted.next_if(|w| **w as usize == row).is_some() {
-            while segment.lanes[lane].rows.end <= row {
-                lane += 1;
-            }
-            let (service, resource, scope) =
-                *block.directory.contexts.get(contexts[row] as usize).ok_or_else(|| damaged(Damaged("a row without its context")))?;
-            let trace = traces.of_row[start + row];
-            let parent = match parents[row] {
-                0 => SpanId(0),
-                1 => *strangers.get(stranger).ok_or_else(|| damaged(Damaged("a parent that is missing")))?,
-                code => span_of(trace, code - 2)?,
-            };
-            let mut item = Item {
-                service: partition.service(service)?,
-                resource: partition.resource(resource)?,
-                scope: partition.scope(scope)?,
-                kind: segment.lanes[lane].kind,
-                name: segment.lanes[lane].name.clone(),
-                trace_id: traces.id_of(start + row),
-                span_id: spans[row],
-                parent_span_id: parent,
-                time: times[row],
-                duration: durations[row],
-                marks: row_marks[row],
-                attributes: Vec::with_capacity(shape.len()),
-                fields: Vec::new(),
-            };
+        let context = contexts.get(row).ok_or_else(missing)? as usize;
+        let (service, resource, scope) =
+            *block.directory.contexts.get(context).ok_or_else(|| damaged(Damaged("a row without its context")))?;
+        let parent_span_id = match segment.parent(row).map_err(&damaged)? {
+            Parent::None => SpanId(0),
+            Parent::Stranger(id) => id,
+            Parent::Rank(rank) => span_of(traces.of_row[start + row], rank)?,
+        };
+        let lane = segment.lane_of(row);
+        let mut item = Item {
+            service: partition.service(service)?,
+            resource: partition.resource(resource)?,
+            scope: partition.scope(scope)?,
+            kind: lane.kind,
+            name: lane.name.clone(),
+            trace_id: traces.id_of(start + row),
+            span_id: segment.span(row).map_err(&damaged)?,
+            parent_span_id,
+            time: times[row],
+            duration: unzigzag(durations.get(row).ok_or_else(missing)?),
+            marks: row_marks.get(row).ok_or_else(missing)? as u8,
+            attributes: Vec::with_capacity(shape.len()),
+            fields: Vec::new(),
+        };
+        for (at, column) in shape.iter().enumerate() {
             // A key that the client sent twice stands twice in the shape: each takes the next value.
-            let mut within = vec![];
-            for column in shape {
-                let column = *column as usize;
-                let nth = within.iter().filter(|c| **c == column).count();
-                within.push(column);
-                let (value, raw) = value_at(segment, column, used[column] + nth).map_err(&damaged)?;
-                item.push(segment.columns[column].field, &segment.columns[column].key, value, raw);
-            }
-            items.push(item);
+            let nth = shape[..at].iter().filter(|c| *c == column).count();
+            let column = *column as usize;
+            let (value, raw) = value_at(segment, column, used[column] + nth).map_err(&damaged)?;
+            item.push(segment.columns[column].field, &segment.columns[column].key, value, &raw);
         }
-        stranger += usize::from(parent_is_stranger);
-        for column in shape {
-            used[*column as usize] += 1;
-        }
+        items.push(item);
     }
     Ok(items)
 }
 
-fn value_at(segment: &Segment, column: usize, at: usize) -> Result<(Value, &[u8]), Damaged> {
+/// A column is read whole when more than one row in this many is wanted.
+const WHOLE_FROM: usize = 32;
+
+fn value_at(segment: &Segment, column: usize, at: usize) -> Result<(Value, Cow<'_, [u8]>), Damaged> {
     let info = &segment.columns[column];
-    let missing = Damaged("a row without its value");
-    Ok(match segment.values(column)? {
-        Values::Numbers(numbers) => {
-            let number = *numbers.get(at).ok_or(missing)?;
+    Ok(match segment.value(column, at)? {
+        SegmentValue::Number(number) => {
             let value = match info.kind {
                 Kind::Double => Value::Double(f64::from_bits(number)),
                 Kind::Bool => Value::Bool(number != 0),
                 Kind::Empty => Value::Empty,
                 _ => Value::Int(number as i64),
             };
-            (value, &[])
+            (value, Cow::Borrowed(&[]))
         }
-        Values::Texts { distinct, codes } => {
-            let raw = distinct.get(*codes.get(at).ok_or(missing)?);
+        SegmentValue::Bytes(raw) => {
             let value = match info.kind {
-                Kind::Str => Value::Str(std::str::from_utf8(raw).map_err(|_| Damaged("a string that is not UTF-8"))?.to_owned()),
+                Kind::Str => Value::Str(std::str::from_utf8(&raw).map_err(|_| Damaged("a string that is not UTF-8"))?.to_owned()),
                 Kind::Bytes => Value::Bytes(raw.to_vec()),
                 _ if matches!(info.field, Field::Events | Field::Links) => Value::Empty,
-                _ => Value::decode(&mut crate::pack::Reader::new(raw), 0)?,
+                _ => Value::decode(&mut crate::pack::Reader::new(&raw), 0)?,
             };
             (value, raw)
         }

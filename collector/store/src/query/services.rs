@@ -1,9 +1,11 @@
 //! Services and operations by their rollups: rates, errors and latency, without looking at a single span.
 
 use super::{Budget, LogBucket};
-use crate::rollup::{self, Cell, ITEMS, Level, MINUTE, REQUESTS, ROOTS, WINDOW};
+use crate::batch::Interner;
+use crate::rollup::{self, Cell, CellSum, ITEMS, Level, MINUTE, REQUESTS, ROOTS, WINDOW};
 use crate::value::{Resource, Stored, text_of};
 use crate::{Error, Reader, Service, Signal};
+use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
@@ -85,7 +87,7 @@ impl Reader {
     /// Every service heard in the range, by name.
     pub fn services(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<ServiceSummary>, Error> {
         struct Draft {
-            by_class: [Cell; 3],
+            by_class: [CellSum; 3],
             recent: [(u64, u64); 3],
             points: [BTreeMap<u64, Cell>; 2],
             instances: Vec<Instance>,
@@ -118,7 +120,7 @@ impl Reader {
                         return;
                     }
                     let class = usize::from(kind.min(ITEMS));
-                    draft.by_class[class].merge(cell);
+                    draft.by_class[class].add(cell);
                     if window >= question.recent_from {
                         draft.recent[class].0 += cell.calls;
                         draft.recent[class].1 += cell.errors;
@@ -152,7 +154,7 @@ impl Reader {
                 let points = if by_roots { root_points } else { request_points };
                 ServiceSummary {
                     service,
-                    requests: if by_roots { roots } else { requests },
+                    requests: if by_roots { roots.finish() } else { requests.finish() },
                     recent: draft.recent[usize::from(if by_roots { ROOTS } else { REQUESTS })],
                     by_roots,
                     items,
@@ -166,16 +168,14 @@ impl Reader {
 
     /// The operations of the services that the question names, busiest first.
     pub fn operations(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<Operation>, Error> {
-        let mut cells: BTreeMap<(String, u8), Cell> = BTreeMap::new();
+        let mut names = Interner::default();
+        let mut cells: HashMap<(u32, u8), CellSum> = HashMap::new();
         self.cells(Signal::Traces, Level::Operation, question, budget, |_, _, kind, name, cell| {
-            match cells.get_mut(&(name, kind) as &dyn OperationKey) {
-                Some(sum) => sum.merge(cell),
-                None => {
-                    cells.insert((name.to_owned(), kind), cell.clone());
-                }
-            }
+            cells.entry((names.intern(name.as_bytes()), kind)).or_default().add(cell);
         })?;
-        let mut operations: Vec<Operation> = cells.into_iter().map(|((name, kind), cell)| Operation { name, kind, cell }).collect();
+        let operation =
+            |((name, kind), sum): ((u32, u8), CellSum)| Operation { name: names.arena().str(name).to_owned(), kind, cell: sum.finish() };
+        let mut operations: Vec<Operation> = cells.into_iter().map(operation).collect();
         operations.sort_by(|a, b| b.cell.calls.cmp(&a.cell.calls).then_with(|| a.name.cmp(&b.name)));
         Ok(operations)
     }
@@ -226,17 +226,15 @@ impl Reader {
             (partitions, sealed_up_to)
         };
         for (partition, end) in partitions.iter().zip(live) {
-            let services: Vec<(u32, Service)> = partition.services_by_id().into_iter().filter(|(_, s)| question.wants(s)).collect();
-            let services: hashbrown::HashMap<u32, Service> = services.into_iter().collect();
+            let mut services = partition.services_by_id();
+            services.retain(|_, service| question.wants(service));
             for (level, from, to) in stretches(level, question.step, from, to) {
                 for (minute, body) in partition.rollups(level, from / MINUTE * MINUTE, to, end)? {
                     budget.check()?;
-                    let read = rollup::decode_cells(minute, &body, |window, service, kind, name, cell| {
-                        if window >= from
-                            && window < to
-                            && let Some(service) = services.get(&service)
-                        {
-                            each(window, service, kind, name, &cell);
+                    let wanted = |service| services.contains_key(&service);
+                    let read = rollup::decode_cells(minute, &body, wanted, |window, service, kind, name, cell| {
+                        if window >= from && window < to {
+                            each(window, &services[&service], kind, name, cell);
                         }
                     });
                     read.map_err(Error::damaged(&partition.path))?;
@@ -281,44 +279,4 @@ fn stretches(level: Level, step: u64, from: u64, to: u64) -> Vec<(Level, u64, u6
     }
     let all = [(level, from, first), (level.by_minute(), first, last), (level, last, to)];
     all.into_iter().filter(|(_, from, to)| from < to).collect()
-}
-
-/// Lets a map of owned names be asked with a borrowed one.
-trait OperationKey {
-    fn key(&self) -> (&str, u8);
-}
-
-impl OperationKey for (&str, u8) {
-    fn key(&self) -> (&str, u8) {
-        *self
-    }
-}
-
-impl OperationKey for (String, u8) {
-    fn key(&self) -> (&str, u8) {
-        (&self.0, self.1)
-    }
-}
-
-impl<'a> std::borrow::Borrow<dyn OperationKey + 'a> for (String, u8) {
-    fn borrow(&self) -> &(dyn OperationKey + 'a) {
-        self
-    }
-}
-
-impl PartialEq for dyn OperationKey + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-impl Eq for dyn OperationKey + '_ {}
-impl PartialOrd for dyn OperationKey + '_ {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for dyn OperationKey + '_ {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key().cmp(&other.key())
-    }
 }

@@ -97,9 +97,8 @@ impl Reader {
                         let (at, local) = block.place_of(*row);
                         let segment = block.segment(at)?;
                         let damaged = Error::damaged(&partition.path);
-                        let (time, duration) =
-                            (segment.times().map_err(&damaged)?[local as usize], segment.durations().map_err(&damaged)?[local as usize]);
-                        count(time, duration, segment.marks().map_err(&damaged)?[local as usize]);
+                        let (time, duration, row_marks) = segment.facts(local as usize).map_err(&damaged)?;
+                        count(time, duration, row_marks);
                         places.push((time, segment.span(local as usize).map_err(&damaged)?.0, number, *row));
                     }
                     open.insert(number, block);
@@ -301,18 +300,12 @@ impl Reader {
                     for (row, id) in rows {
                         let (number, local) = opened.place_of(row);
                         let segment = opened.segment(number)?;
-                        let lane = &segment.lanes[segment.lanes.partition_point(|l| l.rows.end <= local as usize)];
+                        let lane = segment.lane_of(local as usize);
+                        let (time, duration, row_marks) = segment.facts(local as usize).map_err(&damaged)?;
                         if !services.contains_key(&lane.service) {
                             services.insert(lane.service, partition.service(lane.service)?);
                         }
-                        add(
-                            id,
-                            segment.times().map_err(&damaged)?[local as usize],
-                            segment.durations().map_err(&damaged)?[local as usize],
-                            segment.marks().map_err(&damaged)?[local as usize],
-                            &services[&lane.service],
-                            &lane.name,
-                        );
+                        add(id, time, duration, row_marks, &services[&lane.service], &lane.name);
                     }
                 }
             }
