@@ -79,10 +79,18 @@ fn mutate(bytes: &[u8], random: &mut Random) -> Vec<u8> {
 /// Reads everything that a segment offers.
 fn read_all(bytes: &[u8]) -> Result<usize, firstfall_store::Damaged> {
     let segment = Segment::parse(bytes.into())?;
-    let mut values = segment.times()?.len() + segment.durations()?.len() + segment.marks()?.len() + segment.spans()?.len();
-    values += segment.contexts()?.len() + segment.parents()?.0.len() + segment.row_shapes()?.len();
+    let mut values = segment.times()?.len() + segment.row_shapes()?.len() + segment.contexts()?.to_vec().len();
+    for row in 0..segment.rows {
+        segment.facts(row)?;
+        segment.span(row)?;
+        segment.parent(row)?;
+    }
     for column in 0..segment.columns.len() {
+        // One by one before they are read whole: where the whole column is sound, the two ways must see the same.
+        let single: Vec<Option<String>> = (0..9).map(|at| segment.value(column, at).ok().map(|v| format!("{v:?}"))).collect();
         segment.values(column)?;
+        let whole: Vec<Option<String>> = (0..9).map(|at| segment.value(column, at).ok().map(|v| format!("{v:?}"))).collect();
+        assert_eq!(single, whole);
         values += segment.rows_of(column)?.len();
     }
     Ok(values)

@@ -17,19 +17,22 @@
 use crate::batch::Batch;
 use crate::block::{self, BLOCK_VERSION, Dictionary};
 use crate::filter::Bloom;
-use crate::rollup::{Level, ROLLUP_VERSION, Rollups};
+use crate::rollup::{self, Level, ROLLUP_VERSION, Rollups};
 use crate::segment::{Directory, Segment, TraceTable};
 use crate::value::{Resource, Scope, Stored};
 use crate::{Damaged, Error, Service, Signal};
 use hashbrown::HashMap;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 pub const PARTITION_VERSION: u32 = 1;
 
 /// Idle connections kept for readers: more than two cores can use at once is waste.
 const IDLE_CONNECTIONS_MAX: usize = 4;
+
+/// Rollups of one minute and level that are left beside each other: each is a BLOB to be read by a question.
+const ROLLUPS_PER_MINUTE_MAX: i64 = 6;
 
 pub struct Partition {
     pub path: PathBuf,
@@ -43,6 +46,9 @@ pub struct Partition {
     /// Set when retention has dropped it: the file goes when the last reader is done.
     doomed: std::sync::atomic::AtomicBool,
     rollups_end: std::sync::atomic::AtomicI64,
+    /// `rollups_end` when they were last compacted.
+    rollups_compacted: std::sync::atomic::AtomicI64,
+    rollups_hold: RwLock<()>,
     /// The generations that were in it when it was opened, in the same snapshot as the first list of blocks.
     opened_with: Vec<u64>,
 }
@@ -181,6 +187,8 @@ impl Partition {
             dictionary: RwLock::default(),
             doomed: false.into(),
             rollups_end: 0.into(),
+            rollups_compacted: 0.into(),
+            rollups_hold: RwLock::default(),
             opened_with: Vec::new(),
         };
         // Blocks, rollups and generations as of one moment: a generation that is sealed meanwhile is in all of them or in none.
@@ -427,7 +435,8 @@ impl Partition {
         lock(&self.writer).services.clone()
     }
 
-    /// Takes over the rollups of a partition that is about to be dropped. `once` names that partition: a second call for it does nothing.
+    /// Takes over the rollups of a partition that is about to be dropped; `show_rollups` makes them visible. `once` names that partition: a
+    /// second call for it does nothing.
     pub(crate) fn add_rollups(
         &self,
         once: i64,
@@ -465,13 +474,12 @@ impl Partition {
                 dictionary.services.insert(*id, service.clone());
                 writer.services.insert(service.clone(), *id);
             }
-            drop(writer);
-            self.show_rollups()?;
         }
         Ok(())
     }
 
-    fn show_rollups(&self) -> Result<(), Error> {
+    /// Makes what was written last visible to questions.
+    pub(crate) fn show_rollups(&self) -> Result<(), Error> {
         let end =
             self.select(|connection| connection.query_row("SELECT coalesce(max(id), 0) FROM rollup", [], |row| row.get::<_, i64>(0)))?;
         self.rollups_end.store(end, std::sync::atomic::Ordering::Release);
@@ -481,13 +489,59 @@ impl Partition {
     /// (minute, body) of all rollups of a level in a range of minutes, up to one that was seen.
     pub fn rollups(&self, level: Level, from: u64, to: u64, up_to: i64) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         self.select(|connection| {
-            let mut select = connection
-                .prepare_cached("SELECT minute, body FROM rollup WHERE level = ?1 AND minute >= ?2 AND minute < ?3 AND id <= ?4")?;
+            let mut select = connection.prepare_cached(
+                "SELECT minute, body FROM rollup WHERE level = ?1 AND minute >= ?2 AND minute < ?3 AND id <= ?4 ORDER BY minute",
+            )?;
             let to = i64::try_from(to).unwrap_or(i64::MAX);
             let rows =
                 select.query_map(params![level as u8, from as i64, to, up_to], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)))?;
             rows.collect()
         })
+    }
+
+    /// Holds the rollups as they are while they are read up to some id: merging them meanwhile would hide or double some.
+    pub fn hold_rollups(&self) -> RwLockReadGuard<'_, ()> {
+        self.rollups_hold.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds up the rollups that many generations left for the same minute, so that a question about an hour costs the same at any rate
+    /// of spans.
+    pub(crate) fn compact_rollups(&self) -> Result<(), Error> {
+        let end = self.rollups_end();
+        if self.rollups_compacted.swap(end, std::sync::atomic::Ordering::Relaxed) == end {
+            return Ok(());
+        }
+        let crowded: Vec<(u8, i64)> = self.select(|connection| {
+            let mut select = connection
+                .prepare_cached("SELECT level, minute FROM rollup WHERE id <= ?1 GROUP BY level, minute HAVING count(*) >= ?2")?;
+            select.query_map(params![end, ROLLUPS_PER_MINUTE_MAX], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        })?;
+        let failed = Error::sqlite("compact the rollups of", &self.path);
+        for (level, minute) in crowded {
+            let rows: Vec<(i64, Vec<u8>)> = self.select(|connection| {
+                let mut select =
+                    connection.prepare_cached("SELECT id, body FROM rollup WHERE level = ?1 AND minute = ?2 AND id <= ?3 ORDER BY id")?;
+                select.query_map(params![level, minute, end], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+            })?;
+            let bodies = rows.iter().map(|(_, body)| body.as_slice());
+            let merged = rollup::merge_bodies(minute as u64, bodies, Some).map_err(Error::damaged(&self.path))?;
+            let mut writer = lock(&self.writer);
+            let transaction = writer.connection.transaction().map_err(&failed)?;
+            let write = || -> rusqlite::Result<()> {
+                let (first, others) = rows.split_first().expect("a crowd has a first");
+                transaction.prepare_cached("UPDATE rollup SET body = ?2, version = ?3 WHERE id = ?1")?.execute(params![
+                    first.0,
+                    merged,
+                    ROLLUP_VERSION
+                ])?;
+                let mut delete = transaction.prepare_cached("DELETE FROM rollup WHERE id = ?1")?;
+                others.iter().try_for_each(|(id, _)| delete.execute([id]).map(|_| ()))
+            };
+            write().map_err(&failed)?;
+            let _alone = self.rollups_hold.write().unwrap_or_else(PoisonError::into_inner);
+            transaction.commit().map_err(&failed)?;
+        }
+        Ok(())
     }
 
     /// (resource, service, latest item) of every sender heard since then.

@@ -19,6 +19,7 @@ use crate::histogram::{Histogram, Sum};
 use crate::pack::{Reader, Writer, corrupt};
 use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
 use hashbrown::HashMap;
+use std::collections::BTreeMap;
 
 pub const ROLLUP_VERSION: u32 = 1;
 pub const WINDOW: u64 = 10 * NANOS_PER_SECOND;
@@ -393,6 +394,31 @@ pub fn decode_cells(
         }
     }
     Ok(())
+}
+
+/// Adds bodies of one minute and level up to one. `service_id` says under which id a service goes on; one without is left out.
+pub fn merge_bodies<'a>(
+    minute: u64,
+    bodies: impl IntoIterator<Item = &'a [u8]>,
+    mut service_id: impl FnMut(u32) -> Option<u32>,
+) -> Result<Vec<u8>, Damaged> {
+    let mut sums: BTreeMap<(u32, u8, String, u64), Cell> = BTreeMap::new();
+    for body in bodies {
+        let each = |window, service, kind, name: &str, cell: &Cell| {
+            if let Some(service) = service_id(service) {
+                sums.entry((service, kind, name.to_owned(), window)).or_default().merge(cell);
+            }
+        };
+        decode_cells(minute, body, |_| true, each)?;
+    }
+    let cells = sums.iter().map(|((service, kind, name, window), cell)| EncodedCell {
+        window: *window,
+        service: *service,
+        kind: *kind,
+        name,
+        cell,
+    });
+    Ok(encode_cells(minute, cells))
 }
 
 #[cfg(test)]

@@ -96,33 +96,43 @@ impl Directory {
     }
 }
 
-/// The trace ids of a block and the trace of each of its rows.
+/// The trace ids of a block and the trace of each of its rows. Rows are read when they are first asked for: one filter in a hundred
+/// leads here in vain.
 #[derive(Debug)]
 pub struct TraceTable {
-    pub ids: Vec<[u8; 16]>,
-    /// 0 is "none", n is `ids[n - 1]`.
-    pub of_row: Vec<u32>,
+    ids: Vec<[u8; 16]>,
+    rows: usize,
+    column: Vec<u8>,
+    of_row: OnceLock<Vec<u32>>,
 }
 
 impl TraceTable {
     pub fn parse(bytes: &[u8], rows: usize) -> Result<TraceTable, Damaged> {
         let mut r = Reader::new(bytes);
-        let ids = Self::ids(&mut r)?;
-        let size = r.varint()? as usize;
-        if size > rows.saturating_mul(8) + 16 {
-            return Err(corrupt("a trace table longer than its rows"));
-        }
-        let column = inflate(r.take(r.left())?, size)?;
-        let mut trace = 0i64;
-        let mut of_row = Vec::with_capacity(rows);
-        for delta in Planes::read(&mut Reader::new(&column), rows)?.to_vec() {
-            trace = trace.wrapping_add(unzigzag(delta));
-            if trace < 0 || trace > ids.len() as i64 {
-                return Err(corrupt("a row of an unknown trace"));
+        Ok(TraceTable { ids: Self::ids(&mut r)?, rows, column: r.take(r.left())?.to_vec(), of_row: OnceLock::new() })
+    }
+
+    /// For each row of the block: 0 is "no trace", n the n-th of the table, counted from 1.
+    pub fn of_row(&self) -> Result<&[u32], Damaged> {
+        let read = || {
+            let mut r = Reader::new(&self.column);
+            let size = r.varint()? as usize;
+            if size > self.rows.saturating_mul(8) + 16 {
+                return Err(corrupt("a trace table longer than its rows"));
             }
-            of_row.push(trace as u32);
-        }
-        Ok(TraceTable { ids, of_row })
+            let column = inflate(r.take(r.left())?, size)?;
+            let mut trace = 0i64;
+            let mut of_row = Vec::with_capacity(self.rows);
+            for delta in Planes::read(&mut Reader::new(&column), self.rows)?.to_vec() {
+                trace = trace.wrapping_add(unzigzag(delta));
+                if trace < 0 || trace > self.ids.len() as i64 {
+                    return Err(corrupt("a row of an unknown trace"));
+                }
+                of_row.push(trace as u32);
+            }
+            Ok(of_row)
+        };
+        cached(&self.of_row, read).map(Vec::as_slice)
     }
 
     fn ids(r: &mut Reader<'_>) -> Result<Vec<[u8; 16]>, Damaged> {
@@ -136,8 +146,8 @@ impl TraceTable {
         self.ids.iter().position(|i| *i == id.0).map(|at| at as u32 + 1)
     }
 
-    pub fn id_of(&self, row: usize) -> Option<TraceId> {
-        self.of_row[row].checked_sub(1).map(|at| TraceId(self.ids[at as usize]))
+    pub fn id_of(&self, row: usize) -> Result<Option<TraceId>, Damaged> {
+        Ok(self.of_row()?[row].checked_sub(1).map(|at| TraceId(self.ids[at as usize])))
     }
 }
 
@@ -187,6 +197,7 @@ struct RowShapes {
 }
 
 /// One value of a column, as its `Kind` says.
+#[derive(Debug)]
 pub enum SegmentValue<'a> {
     Number(u64),
     Bytes(Cow<'a, [u8]>),

@@ -56,6 +56,8 @@ pub struct Options {
     pub retention_rollups: Duration,
     /// A new partition begins when the newest is larger than this, or a day has passed.
     pub partition_bytes: u64,
+    /// How often small blocks are merged, rollups added up and retention applied.
+    pub upkeep_pause: Duration,
 }
 
 impl Default for Options {
@@ -72,6 +74,7 @@ impl Default for Options {
             retention_bytes: 50_000_000_000,
             retention_rollups: Duration::from_secs(400 * 86_400),
             partition_bytes: 2 << 30,
+            upkeep_pause: Duration::from_secs(5),
         }
     }
 }

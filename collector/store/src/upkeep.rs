@@ -5,16 +5,13 @@ use crate::block::BLOCK_ROWS;
 use crate::partition::{BlockInfo, Partition, Pinned};
 use crate::query::Item;
 use crate::recent::REMEMBERED;
-use crate::rollup::{self, EncodedCell, Level, MINUTE};
+use crate::rollup::{self, Level, MINUTE};
 use crate::store::{Shared, now};
 use crate::{Error, Reader, Signal};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// How often it looks.
-const PAUSE: Duration = Duration::from_secs(5);
 /// Blocks below this share of a full one are merged …
 const SMALL_ROWS: usize = BLOCK_ROWS / 4;
 /// … when there are this many of them side by side: merging by fours rewrites a row at most a few times in its life.
@@ -24,9 +21,9 @@ impl Shared {
     pub(crate) fn upkeep(self: Arc<Shared>) {
         let reader = Reader { shared: self.clone() };
         while !self.is_closing() {
-            let until = std::time::Instant::now() + PAUSE;
+            let until = std::time::Instant::now() + self.options.upkeep_pause;
             while !self.is_closing() && std::time::Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(100));
+                std::thread::sleep(self.options.upkeep_pause.min(Duration::from_millis(100)));
             }
             if self.is_closing() {
                 return;
@@ -54,6 +51,7 @@ impl Shared {
                     }
                     merge(reader, &partition, &blocks)?;
                 }
+                partition.compact_rollups()?;
                 partition.forget_requests(now().saturating_sub(REMEMBERED))?;
             }
         }
@@ -87,17 +85,20 @@ impl Shared {
     }
 
     fn drop_partition(&self, partition: &Arc<Partition>) -> Result<(), Error> {
-        if partition.signal == Signal::Traces {
-            self.fold_rollups(partition)?;
+        let folded = if partition.signal == Signal::Traces { Some(self.fold_rollups(partition)?) } else { None };
+        // Both in one step, so that no question counts the partition and what was folded of it.
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = folded {
+            target.show_rollups()?;
         }
-        self.view.write().unwrap_or_else(PoisonError::into_inner).partitions[partition.signal as usize]
-            .retain(|p| !Arc::ptr_eq(p, partition));
+        view.partitions[partition.signal as usize].retain(|p| !Arc::ptr_eq(p, partition));
+        drop(view);
         partition.doom();
         Ok(())
     }
 
     /// Keeps a partition's rollups, at a minute's width, in `rollups.db`: once, since it remembers which file it has folded.
-    fn fold_rollups(&self, partition: &Partition) -> Result<(), Error> {
+    fn fold_rollups(&self, partition: &Partition) -> Result<Arc<Partition>, Error> {
         let path = self.directory.join("rollups.db");
         let known = self.view.read().unwrap_or_else(PoisonError::into_inner).rollups.clone();
         let target = match known {
@@ -116,42 +117,27 @@ impl Shared {
         let mut folded: Vec<(u64, Level, Vec<u8>)> = Vec::new();
         let mut ids = target.service_ids();
         let mut new_services = Vec::new();
-        for level in [Level::Service, Level::Operation] {
-            let mut minutes: BTreeMap<u64, BTreeMap<(u32, u8, String), rollup::Cell>> = BTreeMap::new();
-            for (minute, body) in partition.rollups(level, 0, i64::MAX as u64, i64::MAX)? {
-                let cells = minutes.entry(minute).or_default();
-                rollup::decode_cells(
-                    minute,
-                    &body,
-                    |_| true,
-                    |_, service, kind, name, cell| {
-                        if let Some(service) = services.get(&service) {
-                            let next = ids.len() as u32 + 1;
-                            let id = *ids.entry(service.clone()).or_insert_with(|| {
-                                new_services.push((service.clone(), next));
-                                next
-                            });
-                            cells.entry((id, kind, name.to_owned())).or_default().merge(cell);
-                        }
-                    },
-                )
-                .map_err(Error::damaged(&partition.path))?;
-            }
-            for (minute, cells) in minutes {
-                let encoded = cells.iter().map(|((service, kind, name), cell)| EncodedCell {
-                    window: minute,
-                    service: *service,
-                    kind: *kind,
-                    name,
-                    cell,
-                });
-                let body = rollup::encode_cells(minute, encoded);
-                folded.push((minute, level.by_minute(), body.clone()));
-                folded.push((minute, level, body));
+        for (level, finer) in [(Level::ServiceMinute, Level::Service), (Level::OperationMinute, Level::Operation)] {
+            let rollups = partition.rollups(level, 0, i64::MAX as u64, i64::MAX)?;
+            for group in rollups.chunk_by(|(a, _), (b, _)| a == b) {
+                let target_id = |service: u32| {
+                    let service = services.get(&service)?;
+                    let next = ids.len() as u32 + 1;
+                    Some(*ids.entry(service.clone()).or_insert_with(|| {
+                        new_services.push((service.clone(), next));
+                        next
+                    }))
+                };
+                let minute = group[0].0;
+                let bodies = group.iter().map(|(_, body)| body.as_slice());
+                let body = rollup::merge_bodies(minute, bodies, target_id).map_err(Error::damaged(&partition.path))?;
+                folded.push((minute, level, body.clone()));
+                folded.push((minute, finer, body));
             }
         }
         let oldest = now().saturating_sub(self.options.retention_rollups.as_nanos() as u64) / MINUTE * MINUTE;
-        target.add_rollups(partition.created as i64, &new_services, &folded, oldest)
+        target.add_rollups(partition.created as i64, &new_services, &folded, oldest)?;
+        Ok(target)
     }
 }
 

@@ -9,8 +9,8 @@ pub mod traces;
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use firstfall_store::query::Item;
 use firstfall_store::histogram::Histogram;
+use firstfall_store::query::Item;
 use firstfall_store::value::{Scope, pairs_to_json};
 use serde_json::{Value as Json, json};
 

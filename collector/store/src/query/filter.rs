@@ -223,9 +223,14 @@ impl Filter {
             rows.retain(|row| (row_marks[*row as usize] as u8 & marks::ERROR != 0) == error);
         }
         if let (Some(id), Some(traces)) = (self.trace_id, traces) {
-            let ordinal = traces.find(&id);
             let start = block.directory.segments[number].rows.start;
-            rows.retain(|row| ordinal.is_some_and(|ordinal| traces.of_row[start + *row as usize] == ordinal));
+            match traces.find(&id) {
+                None => rows.clear(),
+                Some(ordinal) => {
+                    let of_row = traces.of_row().map_err(&damaged)?;
+                    rows.retain(|row| of_row[start + *row as usize] == ordinal);
+                }
+            }
         }
         if let Some(id) = self.span_id
             && !rows.is_empty()

@@ -202,7 +202,7 @@ pub(crate) fn from_segment(
         let parent_span_id = match segment.parent(row).map_err(&damaged)? {
             Parent::None => SpanId(0),
             Parent::Stranger(id) => id,
-            Parent::Rank(rank) => span_of(traces.of_row[start + row], rank)?,
+            Parent::Rank(rank) => span_of(traces.of_row().map_err(&damaged)?[start + row], rank)?,
         };
         let lane = segment.lane_of(row);
         let mut item = Item {
@@ -211,7 +211,7 @@ pub(crate) fn from_segment(
             scope: partition.scope(scope)?,
             kind: lane.kind,
             name: lane.name.clone(),
-            trace_id: traces.id_of(start + row),
+            trace_id: traces.id_of(start + row).map_err(&damaged)?,
             span_id: segment.span(row).map_err(&damaged)?,
             parent_span_id,
             time: times[row],

@@ -1,6 +1,6 @@
 //! The search for log records, newest first.
 
-use super::source::OpenBlock;
+use super::source::OpenBlocks;
 use super::{Budget, Filter, Item, Source, again_if_moved, item};
 use crate::{Error, Reader, Signal};
 use hashbrown::HashMap;
@@ -56,6 +56,7 @@ impl Reader {
             .collect();
         sources.sort_by_key(|(max, number, _)| Reverse((*max, *number)));
         let mut answer = LogAnswer::default();
+        let mut blocks = OpenBlocks::default();
         // The `keep` newest rows so far, the oldest of them on top: (time, source, row).
         let mut newest: BinaryHeap<Reverse<(u64, usize, u32)>> = BinaryHeap::new();
         for (at, (max, _, source)) in sources.iter().enumerate() {
@@ -82,27 +83,13 @@ impl Reader {
                     if filter.trace_id.is_some_and(|id| !block.filter.may_contain(&id.0)) {
                         continue;
                     }
-                    let services = filter.services_in(partition);
-                    let mut table = None;
-                    for number in 0..block.directory.segments.len() {
-                        if !filter.may_be_in(block, number, services.as_deref()) {
-                            continue;
-                        }
-                        if filter.trace_id.is_some() && table.is_none() {
-                            table = Some(self.trace_table(partition, block)?);
-                        }
-                        let segment = self.segment(partition, block, number)?;
-                        answer.scanned += segment.rows as u64;
-                        let start = block.directory.segments[number].rows.start as u32;
-                        let rows = filter.segment_rows(partition, block, number, &segment, services.as_deref(), table.as_deref())?;
-                        if rows.is_empty() {
-                            continue;
-                        }
-                        let times = segment.times().map_err(Error::damaged(&partition.path))?;
-                        for row in rows {
-                            found(times[row as usize], start + row);
-                        }
+                    let open = blocks.get(partition, block);
+                    let mut rows = Vec::new();
+                    answer.scanned += open.matching(&filter, |row, time| rows.push((time, row)))?;
+                    if rows.is_empty() {
+                        blocks.close(partition, block);
                     }
+                    rows.into_iter().for_each(|(time, row)| found(time, row));
                 }
             }
         }
@@ -131,8 +118,7 @@ impl Reader {
                     }
                 }
                 Source::Block { partition, block } => {
-                    let mut block = OpenBlock::open(self, partition, block)?;
-                    let taken = block.items(&rows.iter().map(|(row, _)| *row).collect::<Vec<_>>())?;
+                    let taken = blocks.get(partition, block).items(&rows.iter().map(|(row, _)| *row).collect::<Vec<_>>())?;
                     items.extend(rows.into_iter().map(|(_, position)| position).zip(taken));
                 }
             }

@@ -207,25 +207,23 @@ impl Reader {
     ) -> Result<(), Error> {
         debug_assert!([REQUESTS, ROOTS, ITEMS] == [0, 1, 2], "classes index arrays");
         let (from, to) = question.range();
-        let (partitions, live) = {
-            let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
-            let mut partitions = view.partitions[signal as usize].clone();
-            if signal == Signal::Traces {
-                partitions.extend(view.rollups.clone());
-            }
-            // The live cells are read under the same lock: a generation that is sealed meanwhile is in one place only.
-            for generation in &view.live {
-                let content = generation.content.read().unwrap_or_else(PoisonError::into_inner);
-                for (key, service, name, cell) in content.rollups[signal as usize].iter() {
-                    if key.level == level && key.window >= from && key.window < to && question.wants(service) {
-                        each(key.window, service, key.kind, name, cell);
-                    }
+        let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+        let mut partitions = view.partitions[signal as usize].clone();
+        if signal == Signal::Traces {
+            partitions.extend(view.rollups.clone());
+        }
+        // The live cells are read under the same lock: a generation that is sealed meanwhile is in one place only.
+        for generation in &view.live {
+            let content = generation.content.read().unwrap_or_else(PoisonError::into_inner);
+            for (key, service, name, cell) in content.rollups[signal as usize].iter() {
+                if key.level == level && key.window >= from && key.window < to && question.wants(service) {
+                    each(key.window, service, key.kind, name, cell);
                 }
             }
-            let sealed_up_to: Vec<i64> = partitions.iter().map(|p| p.rollups_end()).collect();
-            (partitions, sealed_up_to)
-        };
-        for (partition, end) in partitions.iter().zip(live) {
+        }
+        let held: Vec<_> = partitions.iter().map(|partition| (partition, partition.hold_rollups(), partition.rollups_end())).collect();
+        drop(view);
+        for (partition, _held, end) in held {
             let mut services = partition.services_by_id();
             services.retain(|_, service| question.wants(service));
             for (level, from, to) in stretches(level, question.step, from, to) {

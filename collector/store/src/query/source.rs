@@ -40,10 +40,6 @@ impl Reader {
         sources
     }
 
-    pub(crate) fn segment(&self, partition: &Arc<Partition>, block: &BlockInfo, number: usize) -> Result<Arc<Segment>, Error> {
-        partition.segment(block, number).map(Arc::new)
-    }
-
     /// Every row of a block, in its order.
     pub(crate) fn each_item_of_block(
         &self,
@@ -51,8 +47,8 @@ impl Reader {
         block: &Arc<BlockInfo>,
         mut each: impl FnMut(Item),
     ) -> Result<(), Error> {
-        let mut open = OpenBlock::open(self, partition, block)?;
-        open.index_families();
+        let mut open = OpenBlock::new(partition, block);
+        open.index_families()?;
         for number in 0..block.directory.segments.len() {
             let rows: Vec<u32> = (0..block.directory.segments[number].rows.len() as u32).collect();
             open.segment_items(number, &rows)?.into_iter().for_each(&mut each);
@@ -72,12 +68,12 @@ impl Reader {
         if !filter.may_be_in(block, number, services.as_deref()) {
             return Ok(Vec::new());
         }
-        let mut open = OpenBlock::open(self, partition, block)?;
+        let mut open = OpenBlock::new(partition, block);
         let segment = open.segment(number)?;
-        let traces = open.traces.clone();
+        let traces = open.traces()?;
         let rows = filter.segment_rows(partition, block, number, &segment, services.as_deref(), Some(&traces))?;
         if rows.len() > 64 {
-            open.index_families();
+            open.index_families()?;
         }
         open.segment_items(number, &rows)
     }
@@ -85,60 +81,90 @@ impl Reader {
     pub(crate) fn filtered_batch(&self, batch: &Batch, filter: &Filter) -> Result<Vec<Item>, Error> {
         filter.batch_rows(batch)?.into_iter().map(|row| super::item::from_batch(batch, row as usize)).collect()
     }
-
-    pub(crate) fn trace_table(&self, partition: &Arc<Partition>, block: &BlockInfo) -> Result<Arc<TraceTable>, Error> {
-        partition.traces(block).map(Arc::new)
-    }
 }
 
-/// A block that a question has opened: its trace table, and its segments as they are needed.
-pub(crate) struct OpenBlock<'a> {
-    reader: &'a Reader,
+/// A block that a question has opened: its trace table and its segments, as they are needed.
+pub(crate) struct OpenBlock {
     pub partition: Arc<Partition>,
     pub block: Arc<BlockInfo>,
-    pub traces: Arc<TraceTable>,
+    traces: Option<Arc<TraceTable>>,
     segments: Vec<Option<Arc<Segment>>>,
     /// The rows of traces that were asked for, in block order.
     families: HashMap<u32, Arc<Vec<u32>>>,
 }
 
-impl<'a> OpenBlock<'a> {
-    pub fn open(reader: &'a Reader, partition: &Arc<Partition>, block: &Arc<BlockInfo>) -> Result<OpenBlock<'a>, Error> {
-        Ok(OpenBlock {
-            reader,
+impl OpenBlock {
+    pub fn new(partition: &Arc<Partition>, block: &Arc<BlockInfo>) -> OpenBlock {
+        OpenBlock {
             partition: partition.clone(),
             block: block.clone(),
-            traces: reader.trace_table(partition, block)?,
+            traces: None,
             segments: vec![None; block.directory.segments.len()],
             families: HashMap::new(),
-        })
+        }
+    }
+
+    pub fn traces(&mut self) -> Result<Arc<TraceTable>, Error> {
+        if let Some(traces) = &self.traces {
+            return Ok(traces.clone());
+        }
+        let traces = Arc::new(self.partition.traces(&self.block)?);
+        self.traces = Some(traces.clone());
+        Ok(traces)
     }
 
     pub fn segment(&mut self, number: usize) -> Result<Arc<Segment>, Error> {
         if let Some(segment) = &self.segments[number] {
             return Ok(segment.clone());
         }
-        let segment = self.reader.segment(&self.partition, &self.block, number)?;
+        let segment = Arc::new(self.partition.segment(&self.block, number)?);
         self.segments[number] = Some(segment.clone());
         Ok(segment)
     }
 
     /// The rows of a trace, in the order of the block.
-    pub fn family(&mut self, trace: u32) -> Arc<Vec<u32>> {
-        let of_row = &self.traces.of_row;
-        self.families
-            .entry(trace)
-            .or_insert_with(|| Arc::new(of_row.iter().enumerate().filter(|(_, t)| **t == trace).map(|(row, _)| row as u32).collect()))
-            .clone()
+    pub fn family(&mut self, trace: u32) -> Result<Arc<Vec<u32>>, Error> {
+        if let Some(rows) = self.families.get(&trace) {
+            return Ok(rows.clone());
+        }
+        let traces = self.traces()?;
+        let of_row = traces.of_row().map_err(Error::damaged(&self.partition.path))?;
+        let rows: Vec<u32> = of_row.iter().enumerate().filter(|(_, t)| **t == trace).map(|(row, _)| row as u32).collect();
+        let rows = Arc::new(rows);
+        self.families.insert(trace, rows.clone());
+        Ok(rows)
     }
 
     /// Finds the rows of all traces at once, before every row of the block is read.
-    pub fn index_families(&mut self) {
+    pub fn index_families(&mut self) -> Result<(), Error> {
         let mut families: HashMap<u32, Vec<u32>> = HashMap::new();
-        for (row, trace) in self.traces.of_row.iter().enumerate() {
+        let traces = self.traces()?;
+        for (row, trace) in traces.of_row().map_err(Error::damaged(&self.partition.path))?.iter().enumerate() {
             families.entry(*trace).or_default().push(row as u32);
         }
         self.families = families.into_iter().map(|(trace, rows)| (trace, Arc::new(rows))).collect();
+        Ok(())
+    }
+
+    /// The rows that pass a filter, segment by segment: ordinals of the block with their times. Returns how many rows were looked at.
+    pub fn matching(&mut self, filter: &Filter, mut found: impl FnMut(u32, u64)) -> Result<u64, Error> {
+        let (partition, block) = (self.partition.clone(), self.block.clone());
+        let services = filter.services_in(&partition);
+        let mut looked_at = 0;
+        for (number, info) in block.directory.segments.iter().enumerate() {
+            if !filter.may_be_in(&block, number, services.as_deref()) {
+                continue;
+            }
+            let traces = if filter.trace_id.is_some() { Some(self.traces()?) } else { None };
+            let segment = self.segment(number)?;
+            looked_at += segment.rows as u64;
+            let rows = filter.segment_rows(&partition, &block, number, &segment, services.as_deref(), traces.as_deref())?;
+            if !rows.is_empty() {
+                let times = segment.times().map_err(Error::damaged(&partition.path))?;
+                rows.into_iter().for_each(|row| found(info.rows.start as u32 + row, times[row as usize]));
+            }
+        }
+        Ok(looked_at)
     }
 
     /// Where a row of the block is: segment, and row in it.
@@ -166,12 +192,37 @@ impl<'a> OpenBlock<'a> {
     /// Takes rows (ascending ordinals of the segment) out of a segment.
     pub fn segment_items(&mut self, number: usize, rows: &[u32]) -> Result<Vec<Item>, Error> {
         let segment = self.segment(number)?;
-        let (partition, block, traces) = (self.partition.clone(), self.block.clone(), self.traces.clone());
+        let (partition, block, traces) = (self.partition.clone(), self.block.clone(), self.traces()?);
         super::item::from_segment(&partition, &block, number, &segment, &traces, rows, |trace, rank| {
-            let row = self.family(trace).get(rank as usize).copied();
+            let row = self.family(trace)?.get(rank as usize).copied();
             let row = row.ok_or_else(|| Error::damaged(&partition.path)(Damaged("a parent beyond its trace")))?;
             let (number, row) = self.place_of(row);
             self.segment(number)?.span(row as usize).map_err(Error::damaged(&partition.path))
         })
+    }
+}
+
+/// The blocks that a question has open, so that its second step finds what the first has read.
+#[derive(Default)]
+pub(crate) struct OpenBlocks {
+    by_id: HashMap<(*const Partition, i64), OpenBlock>,
+}
+
+impl OpenBlocks {
+    /// A block with all segments read takes a few megabytes.
+    const KEPT_MAX: usize = 16;
+
+    pub fn get(&mut self, partition: &Arc<Partition>, block: &Arc<BlockInfo>) -> &mut OpenBlock {
+        // The partition cannot go while a block of it is held here, so its address names it.
+        let key = (Arc::as_ptr(partition), block.id);
+        if self.by_id.len() >= Self::KEPT_MAX && !self.by_id.contains_key(&key) {
+            self.by_id.clear();
+        }
+        self.by_id.entry(key).or_insert_with(|| OpenBlock::new(partition, block))
+    }
+
+    /// Lets go of a block that had nothing for the question.
+    pub fn close(&mut self, partition: &Arc<Partition>, block: &BlockInfo) {
+        self.by_id.remove(&(Arc::as_ptr(partition), block.id));
     }
 }

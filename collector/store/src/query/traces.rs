@@ -1,6 +1,6 @@
 //! A trace by its id, and the search for traces.
 
-use super::source::OpenBlock;
+use super::source::{OpenBlock, OpenBlocks};
 use super::{Budget, Filter, Item, Source, again_if_moved, item};
 use crate::batch::marks;
 use crate::{Error, Reader, Service, Signal, TraceId};
@@ -63,7 +63,7 @@ impl Reader {
         // First where each span is and when it started, then the chosen part in full: a trace of a million spans is read in parts.
         let sources = self.sources(Signal::Traces);
         let mut places: Vec<(u64, u64, usize, u32)> = Vec::new();
-        let mut open: HashMap<usize, OpenBlock<'_>> = HashMap::new();
+        let mut open: HashMap<usize, OpenBlock> = HashMap::new();
         let mut answer = TraceAnswer { start: u64::MAX, ..TraceAnswer::default() };
         let mut count = |start: u64, duration: i64, row_marks: u8| {
             answer.total += 1;
@@ -89,11 +89,11 @@ impl Reader {
                         continue;
                     }
                     budget.check()?;
-                    let mut block = OpenBlock::open(self, partition, block)?;
-                    let Some(ordinal) = block.traces.find(&id) else {
+                    let mut block = OpenBlock::new(partition, block);
+                    let Some(ordinal) = block.traces()?.find(&id) else {
                         continue;
                     };
-                    for row in block.family(ordinal).iter() {
+                    for row in block.family(ordinal)?.iter() {
                         let (at, local) = block.place_of(*row);
                         let segment = block.segment(at)?;
                         let damaged = Error::damaged(&partition.path);
@@ -147,6 +147,7 @@ impl Reader {
         // The newest matching span of each trace.
         let mut newest: HashMap<TraceId, u64> = HashMap::new();
         let mut answer = SearchAnswer::default();
+        let mut blocks = OpenBlocks::default();
         // The limit-th newest so far: sources that end before it can add nothing.
         let mut enough_at = 0;
         for (max, _, source) in &sources {
@@ -168,32 +169,17 @@ impl Reader {
                     }
                 }
                 Source::Block { partition, block } => {
-                    let services = filter.services_in(partition);
-                    let mut opened = None;
-                    for number in 0..block.directory.segments.len() {
-                        if !filter.may_be_in(block, number, services.as_deref()) {
-                            continue;
-                        }
-                        let segment = self.segment(partition, block, number)?;
-                        answer.scanned += segment.rows as u64;
-                        let traces = match (&filter.trace_id, &mut opened) {
-                            (None, _) => None,
-                            (Some(_), opened @ None) => Some(&*opened.insert(self.trace_table(partition, block)?)),
-                            (Some(_), Some(table)) => Some(&*table),
-                        };
-                        let rows = filter.segment_rows(partition, block, number, &segment, services.as_deref(), traces.map(|t| &**t))?;
-                        if rows.is_empty() {
-                            continue;
-                        }
-                        let table = match &opened {
-                            Some(table) => table,
-                            None => &*opened.insert(self.trace_table(partition, block)?),
-                        };
-                        let times = segment.times().map_err(Error::damaged(&partition.path))?;
-                        let start = block.directory.segments[number].rows.start;
-                        for row in rows {
-                            found(table.id_of(start + row as usize), times[row as usize]);
-                        }
+                    let open = blocks.get(partition, block);
+                    let mut rows = Vec::new();
+                    answer.scanned += open.matching(filter, |row, time| rows.push((row, time)))?;
+                    if rows.is_empty() {
+                        blocks.close(partition, block);
+                        continue;
+                    }
+                    let traces = open.traces()?;
+                    let damaged = Error::damaged(&partition.path);
+                    for (row, time) in rows {
+                        found(traces.id_of(row as usize).map_err(&damaged)?, time);
                     }
                 }
             }
@@ -213,13 +199,13 @@ impl Reader {
             order.truncate(question.limit);
             answer.next = order.last().copied();
         }
-        answer.traces = self.summaries(&order.iter().map(|(_, id)| *id).collect::<Vec<_>>(), budget)?;
+        answer.traces = self.summaries(&order.iter().map(|(_, id)| *id).collect::<Vec<_>>(), &mut blocks, budget)?;
         answer.traces.sort_by_key(|t| Reverse((t.start, t.trace_id)));
         Ok(answer)
     }
 
     /// What each trace is as a whole, from the columns that say so.
-    fn summaries(&self, ids: &[TraceId], budget: &Budget) -> Result<Vec<TraceSummary>, Error> {
+    fn summaries(&self, ids: &[TraceId], blocks: &mut OpenBlocks, budget: &Budget) -> Result<Vec<TraceSummary>, Error> {
         struct Draft {
             start: u64,
             end: u64,
@@ -278,24 +264,22 @@ impl Reader {
                         continue;
                     }
                     budget.check()?;
-                    let mut opened = OpenBlock::open(self, &partition, &block)?;
+                    let opened = blocks.get(&partition, &block);
+                    let traces = opened.traces()?;
                     let damaged = Error::damaged(&partition.path);
                     let mut wanted: HashMap<u32, TraceId> = HashMap::new();
                     for id in likely {
-                        if let Some(ordinal) = opened.traces.find(&id) {
+                        if let Some(ordinal) = traces.find(&id) {
                             wanted.insert(ordinal, id);
                         }
                     }
                     if wanted.is_empty() {
+                        blocks.close(&partition, &block);
                         continue;
                     }
-                    let rows: Vec<(u32, TraceId)> = opened
-                        .traces
-                        .of_row
-                        .iter()
-                        .enumerate()
-                        .filter_map(|(row, trace)| wanted.get(trace).map(|id| (row as u32, *id)))
-                        .collect();
+                    let of_row = traces.of_row().map_err(&damaged)?;
+                    let rows: Vec<(u32, TraceId)> =
+                        of_row.iter().enumerate().filter_map(|(row, trace)| wanted.get(trace).map(|id| (row as u32, *id))).collect();
                     let mut services: HashMap<u32, Service> = HashMap::new();
                     for (row, id) in rows {
                         let (number, local) = opened.place_of(row);
