@@ -11,4 +11,5 @@ pub mod ingest;
 pub mod receive;
 pub mod self_metrics;
 pub mod semconv;
+mod senders;
 pub mod validate;

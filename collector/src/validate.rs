@@ -4,7 +4,7 @@
 //! order; it caps what is too large, refuses what makes no sense, counts both by reason, and builds the batch. A refused item
 //! leaves nothing behind and costs its neighbours nothing. No clock, disk or network: `now` comes from outside.
 
-use crate::semconv;
+use crate::{semconv, senders};
 use firstfall_store::batch::{Batch, BatchBuilder, Field, NotUtf8, Row, marks};
 use firstfall_store::value::{Resource, Scope, Stored, Value};
 use firstfall_store::{NANOS_PER_SECOND, Signal};
@@ -208,6 +208,28 @@ impl Intake {
     pub fn begin_resource(&mut self, resource: &Resource) {
         let service = semconv::service(&resource.attributes);
         self.resource = self.builder.resource(&service, &resource.to_bytes());
+    }
+
+    /// As `begin_resource`, for one that may have been read before: `read` is asked when it was not.
+    pub fn begin_resource_of(
+        &mut self,
+        resource: &[u8],
+        schema_url: &[u8],
+        read: impl FnOnce(&mut Intake) -> Result<Resource, Reason>,
+    ) -> Result<(), Reason> {
+        let limits = self.limits;
+        if let Some(id) = senders::recall(&limits, resource, schema_url, |service, body| self.builder.resource(service, body)) {
+            self.resource = id;
+            return Ok(());
+        }
+        let cut = self.discards.trimmed;
+        let read = read(self)?;
+        let (service, body) = (semconv::service(&read.attributes), read.to_bytes());
+        self.resource = self.builder.resource(&service, &body);
+        if cut == self.discards.trimmed {
+            senders::remember(&limits, resource, schema_url, &service, &body);
+        }
+        Ok(())
     }
 
     pub fn begin_scope(&mut self, scope: &Scope) {

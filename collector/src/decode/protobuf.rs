@@ -180,15 +180,12 @@ fn resource_group(signal: Signal, bytes: &[u8], intake: &mut Intake) -> Result<(
             _ => {}
         }
     }
-    let resource = read_resource(resource, schema_url, intake);
-    if let Ok(resource) = &resource {
-        intake.begin_resource(resource);
-    }
+    let begun = intake.begin_resource_of(resource, schema_url, |intake| read_resource(resource, schema_url, intake));
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         if number == 2 {
-            match &resource {
-                Ok(_) => scope_group(signal, wire.bytes()?, intake)?,
+            match &begun {
+                Ok(()) => scope_group(signal, wire.bytes()?, intake)?,
                 // Nothing can be said about items whose sender cannot be read.
                 Err(reason) => intake.reject_many(*reason, count_items(signal, wire.bytes()?)?),
             }

@@ -178,6 +178,28 @@ impl Arena {
     }
 }
 
+/// Whether two short texts are equal. Keys and values are mostly below 32 bytes, where calling the library's comparison costs more than
+/// comparing.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let (whole_a, rest_a) = a.as_chunks::<8>();
+    let (whole_b, rest_b) = b.as_chunks::<8>();
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    for (x, y) in whole_a.iter().zip(whole_b) {
+        if word(x) != word(y) {
+            return false;
+        }
+    }
+    // The last eight bytes again, as far as they are there: no loop over single bytes.
+    match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        (Some(x), Some(y)) => word(x) == word(y),
+        _ => rest_a == rest_b,
+    }
+}
+
 /// An arena in which equal strings have one ordinal.
 #[derive(Default)]
 pub struct Interner {
@@ -187,6 +209,12 @@ pub struct Interner {
 }
 
 impl Interner {
+    /// With room for that many strings before its table has to grow; at most a few megabytes.
+    pub fn with_capacity(strings: usize) -> Interner {
+        const ROOM_MAX: usize = 1 << 19;
+        Interner { table: HashTable::with_capacity(strings.min(ROOM_MAX)), ..Interner::default() }
+    }
+
     #[inline]
     fn hash(&self, bytes: &[u8]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
@@ -207,7 +235,7 @@ impl Interner {
     #[inline]
     fn intern_checked(&mut self, bytes: &[u8], check: impl Fn(&[u8]) -> bool) -> Option<u32> {
         let hash = self.hash(bytes);
-        if let Some(id) = self.table.find(hash, |id| self.arena.get(*id) == bytes) {
+        if let Some(id) = self.table.find(hash, |id| same(self.arena.get(*id), bytes)) {
             return Some(*id);
         }
         if !check(bytes) {
@@ -592,6 +620,8 @@ pub struct BatchBuilder {
     lane_row: Vec<u32>,
     columns: Vec<Column>,
     column_roles: Vec<u8>,
+    /// How many texts in a row were new to the batch, by column; see `text`.
+    column_fresh: Vec<u8>,
     column_table: HashTable<u32>,
     shape_ends: Vec<u32>,
     shape_columns: Vec<u32>,
@@ -650,6 +680,7 @@ impl BatchBuilder {
             lane_row: Vec::new(),
             columns: Vec::new(),
             column_roles: Vec::new(),
+            column_fresh: Vec::new(),
             column_table: HashTable::new(),
             shape_ends: Vec::new(),
             shape_columns: Vec::new(),
@@ -762,7 +793,7 @@ impl BatchBuilder {
         for at in self.like_at..self.like_len.min(self.like_at + 2) {
             let id = self.shape_columns[self.like_columns + at];
             let column = self.columns[id as usize];
-            if column.kind == kind && column.field == field && self.strings.arena.get(column.key) == key {
+            if column.kind == kind && column.field == field && same(self.strings.arena.get(column.key), key) {
                 self.like_at = at + 1;
                 return Ok((id, Some(self.values[self.like_values + at])));
             }
@@ -785,17 +816,36 @@ impl BatchBuilder {
         let role = if column.field == Field::Attribute { (self.roles)(self.strings.arena.get(column.key)) } else { 0 };
         self.columns.push(column);
         self.column_roles.push(role);
+        self.column_fresh.push(0);
         let (columns, hasher) = (&self.columns, &self.hasher);
         self.column_table.insert_unique(code, id, |id| hash(hasher, &columns[*id as usize]));
         id
+    }
+
+    /// The ordinal of a column's text. Where texts never repeat (log bodies, paths with ids) looking each up is half of the cost: after a
+    /// run of new ones most are just kept, and one in a while is looked up to see whether that still holds.
+    fn text(&mut self, column: u32, text: &[u8]) -> Result<u32, NotUtf8> {
+        const RUN: u8 = 32;
+        const UNASKED: u8 = 16;
+        let fresh = &mut self.column_fresh[column as usize];
+        if (RUN..RUN + UNASKED).contains(fresh) {
+            *fresh += 1;
+            std::str::from_utf8(text).map_err(|_| NotUtf8)?;
+            return Ok(self.strings.arena.push(text));
+        }
+        let known = self.strings.arena.len();
+        let word = self.intern(text)?;
+        let fresh = &mut self.column_fresh[column as usize];
+        *fresh = if word as usize == known { (*fresh + 1).min(RUN) } else { 0 };
+        Ok(word)
     }
 
     #[inline]
     pub fn push_str(&mut self, field: Field, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
         let (column, before) = self.column(field, Kind::Str, key)?;
         let word = match before {
-            Some(word) if self.strings.arena.get(word) == value => word,
-            _ => self.intern(value)?,
+            Some(word) if same(self.strings.arena.get(word), value) => word,
+            _ => self.text(column, value)?,
         };
         self.push(column, word);
         let role = self.column_roles[column as usize];

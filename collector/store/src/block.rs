@@ -94,7 +94,8 @@ struct Mapped<'a> {
     batch: &'a Batch,
     strings: Vec<u32>,
     lanes: Vec<u32>,
-    contexts: Vec<u32>,
+    /// The block's context of each lane of the batch.
+    lane_contexts: Vec<u32>,
     traces: Vec<u32>,
     shapes: Vec<u32>,
     /// Block column and the batch's kind, for each entry of `shape_columns`.
@@ -138,7 +139,7 @@ impl<'a> Encoder<'a> {
         compressor.include_contentsize(false).expect("zstd can leave the size out");
         let mut encoder = Encoder {
             mapped: Vec::with_capacity(batches.len()),
-            strings: Interner::default(),
+            strings: Interner::with_capacity(batches.iter().map(|b| b.strings.len()).sum()),
             contexts: Vec::new(),
             lanes: Vec::new(),
             columns: Vec::new(),
@@ -220,7 +221,7 @@ impl<'a> Encoder<'a> {
                 batch,
                 strings,
                 lanes: batch_lanes,
-                contexts: batch_contexts,
+                lane_contexts: batch.lanes.iter().map(|lane| batch_contexts[lane.context as usize]).collect(),
                 traces: batch_traces,
                 shapes: batch_shapes,
                 plan,
@@ -420,43 +421,40 @@ impl<'a> Encoder<'a> {
     }
 
     fn segment(&mut self, rows: &[RowRef], cut: &Cut, parents: &[u64]) -> Vec<u8> {
-        // The fixed columns.
         let mut contexts = Vec::with_capacity(rows.len());
-        let mut shapes = Vec::with_capacity(rows.len());
         let mut spans = Vec::with_capacity(rows.len() * 8);
         let mut times = Vec::with_capacity(rows.len());
         let mut durations = Vec::with_capacity(rows.len());
         let mut row_marks = Vec::with_capacity(rows.len());
         let mut strangers = Vec::new();
-        let mut columns: Vec<Vec<u64>> = vec![Vec::new(); self.columns.len()];
-        let mut used_columns = Vec::new();
+        let mut time_before = 0i64;
         let mut shape_local = vec![u32::MAX; self.shapes.len()];
         let mut used_shapes = Vec::new();
+        let mut shapes = Vec::with_capacity(rows.len());
+        let mut columns: Vec<Vec<u64>> = vec![Vec::new(); self.columns.len()];
+        let mut used_columns = Vec::new();
         let mut blobs = Arena::default();
-        let mut time_before = 0i64;
         for (number, at) in rows.iter().enumerate() {
             let mapped = &self.mapped[at.batch as usize];
             let (batch, row) = (mapped.batch, at.row as usize);
-            contexts.push(u64::from(mapped.contexts[batch.lanes[batch.lane[row] as usize].context as usize]));
-            let shape = mapped.shapes[batch.shape[row] as usize];
-            if shape_local[shape as usize] == u32::MAX {
-                shape_local[shape as usize] = used_shapes.len() as u32;
-                used_shapes.push(shape);
-            }
-            shapes.push(u64::from(shape_local[shape as usize]));
+            contexts.push(mapped.lane_contexts[batch.lane[row] as usize].into());
             spans.extend_from_slice(&batch.span[row].to_be_bytes());
             if parents[number] == 1 {
                 strangers.extend_from_slice(&batch.parent[row].to_be_bytes());
             }
             let time = batch.time[row] as i64;
-            times.push(zigzag(time.wrapping_sub(time_before)));
-            time_before = time;
+            times.push(zigzag(time.wrapping_sub(std::mem::replace(&mut time_before, time))));
             durations.push(zigzag(batch.duration[row]));
             row_marks.push(u64::from(batch.marks[row]));
-
-            let shape = batch.shape[row] as usize;
-            let from = if shape == 0 { 0 } else { batch.shape_ends[shape - 1] as usize };
-            let plan = &mapped.plan[from..batch.shape_ends[shape] as usize];
+            let batch_shape = batch.shape[row] as usize;
+            let shape = mapped.shapes[batch_shape];
+            if shape_local[shape as usize] == u32::MAX {
+                shape_local[shape as usize] = used_shapes.len() as u32;
+                used_shapes.push(shape);
+            }
+            shapes.push(u64::from(shape_local[shape as usize]));
+            let from = if batch_shape == 0 { 0 } else { batch.shape_ends[batch_shape - 1] as usize };
+            let plan = &mapped.plan[from..batch.shape_ends[batch_shape] as usize];
             let words = &batch.values[batch.values_start[row] as usize..][..plan.len()];
             for ((column, kind), word) in plan.iter().zip(words) {
                 let values = &mut columns[*column as usize];
@@ -690,4 +688,24 @@ struct Facts {
     time_min: u64,
     time_max: u64,
     duration_max: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_text_is_made_again_from_its_pattern_and_numbers(text in "[a-z0-9/ é]{0,40}") {
+            let (mut pattern, mut numbers) = (Vec::new(), Vec::new());
+            prop_assert!(split_numbers(text.as_bytes(), &mut pattern, &mut numbers));
+            let mut holes = numbers.iter();
+            let again: Vec<u8> = pattern
+                .iter()
+                .flat_map(|b| if *b == PATTERN_HOLE { holes.next().expect("a number a hole").to_string().into_bytes() } else { vec![*b] })
+                .collect();
+            prop_assert_eq!(again, text.into_bytes());
+        }
+    }
 }

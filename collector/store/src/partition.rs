@@ -139,7 +139,7 @@ impl Partition {
     pub fn create(path: &Path, signal: Signal, now: u64) -> Result<Partition, Error> {
         let connection = Connection::open(path).map_err(Error::sqlite("create", path))?;
         let prepare = || -> rusqlite::Result<()> {
-            connection.pragma_update(None, "page_size", 4096)?;
+            connection.pragma_update(None, "page_size", 16384)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.execute_batch(&format!(
                 "BEGIN;
