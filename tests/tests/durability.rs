@@ -1,102 +1,33 @@
 //! Acknowledged is durable, and counted once.
 
+use harness::mixed::{Mixed, kill_after};
 use harness::{Server, binary, corpus};
 use serde_json::json;
-use std::collections::HashMap;
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }
 
 /// Kills in a row; each at another moment of the work.
-const KILLS: u64 = 12;
+const KILLS: u64 = 50;
 
 #[test]
 fn what_was_acknowledged_is_found_after_kill_9_exactly_once_and_requests_are_whole() {
     let directory = tempfile::tempdir().expect("a directory");
-    let spans = corpus::traces(11, 8, 60);
-    let logs = corpus::logs(11, 8, 50);
-    // One service a request would be lost in the corpus, so the requests are told apart by their trace ids: salt → acknowledged.
-    let acknowledged: Mutex<Vec<(u64, usize, bool)>> = Mutex::default();
-    let salt = AtomicU64::new(1);
+    let mixed = Mixed::new(11);
     for round in 0..KILLS {
         // Small generations, so that kills meet sealing and merging too.
         let server = Server::start_with(directory.path(), &[], &[("FIRSTFALL_STORE_BLOCK_ROWS", "700")]);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for sender in 0..3usize {
-                let (spans, logs, acknowledged, salt, stop, server) = (&spans, &logs, &acknowledged, &salt, &stop, &server);
-                scope.spawn(move || {
-                    let mut body = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let own = salt.fetch_add(1, Ordering::Relaxed);
-                        let is_log = sender == 2;
-                        let template = if is_log { &logs[own as usize % logs.len()] } else { &spans[own as usize % spans.len()] };
-                        template.patch(own, now() - 5_000_000_000, &mut body);
-                        let path = if is_log { "/v1/logs" } else { "/v1/traces" };
-                        match server.post(path, &[("content-type", "application/x-protobuf")], &body) {
-                            Ok((200, ..)) => acknowledged.lock().expect("no panic").push((own, template.items, is_log)),
-                            _ => return,
-                        }
-                    }
-                });
-            }
-            std::thread::sleep(std::time::Duration::from_millis(150 + 37 * round));
-            Command::new("kill").args(["-9", &server.id().to_string()]).status().expect("kill runs");
-            stop.store(true, Ordering::Relaxed);
-        });
-        server.kill();
+        mixed.run(&server, || kill_after(&server, Duration::from_millis(40 + 67 * round % 300)));
     }
     let server = Server::start(directory.path());
-    let acknowledged = acknowledged.into_inner().expect("no panic");
-    assert!(acknowledged.len() > 50, "{} requests were acknowledged", acknowledged.len());
-    for (table, is_log) in [("spans", false), ("logs", true)] {
-        // The command beside the running server: the API ends an answer at ten thousand rows.
-        let query = format!("SELECT trace_id, count(*), count(DISTINCT span_id) FROM {table} GROUP BY trace_id");
-        let output = Command::new(binary())
-            .args(["sql", &query, "--limit", "10000000", "--data-dir"])
-            .arg(directory.path())
-            .output()
-            .expect("it runs");
-        let found: HashMap<String, (u64, u64)> = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .skip(1)
-            .map(|line| {
-                let cells: Vec<&str> = line.split('\t').collect();
-                (cells[0].to_owned(), (cells[1].parse().expect("a count"), cells[2].parse().expect("a count")))
-            })
-            .collect();
-        assert!(found.values().all(|(rows, distinct)| rows == distinct), "a {table} row is stored twice");
-        let mut expected = 0;
-        for (own, items, _) in acknowledged.iter().filter(|(.., l)| *l == is_log) {
-            let template = if is_log { &logs[*own as usize % logs.len()] } else { &spans[*own as usize % spans.len()] };
-            let mut body = Vec::new();
-            template.patch(*own, now(), &mut body);
-            let ids = trace_ids(&body, is_log);
-            let total: u64 = ids.iter().map(|id| found.get(id).map_or(0, |(rows, _)| *rows)).sum();
-            assert_eq!(total, *items as u64, "request {own} of {table} is not whole");
-            expected += items;
-        }
-        let total: u64 = found.values().map(|(rows, _)| rows).sum();
-        assert!(total >= expected as u64);
-    }
+    let requests = mixed.check(&server);
+    assert!(requests > 500, "{requests} requests were acknowledged");
     assert_eq!(server.terminate(), Some(0));
-}
-
-fn trace_ids(body: &[u8], is_log: bool) -> std::collections::HashSet<String> {
-    use opentelemetry_proto::tonic::collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest};
-    use prost::Message;
-    let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    if is_log {
-        let request = ExportLogsServiceRequest::decode(body).expect("valid");
-        request.resource_logs.iter().flat_map(|r| &r.scope_logs).flat_map(|s| &s.log_records).map(|l| hex(&l.trace_id)).collect()
-    } else {
-        let request = ExportTraceServiceRequest::decode(body).expect("valid");
-        request.resource_spans.iter().flat_map(|r| &r.scope_spans).flat_map(|s| &s.spans).map(|s| hex(&s.trace_id)).collect()
-    }
+    // And the same once all of it is in blocks.
+    mixed.check(&Server::start(directory.path()));
 }
 
 #[test]
