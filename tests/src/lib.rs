@@ -3,6 +3,7 @@
 pub mod corpus;
 pub mod grpc;
 pub mod mixed;
+pub mod power;
 mod server;
 
 pub use server::{Server, binary, wait_for};

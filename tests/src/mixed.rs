@@ -168,6 +168,12 @@ impl Mixed {
         self.unanswered.lock().expect("no sender panicked").extend(again.into_inner().expect("no sender panicked"));
     }
 
+    /// How many items were acknowledged so far.
+    pub fn acknowledged_items(&self) -> usize {
+        let acknowledged = self.acknowledged.lock().expect("no sender panicked");
+        acknowledged.iter().map(|sent| self.template(sent).map_or(POINTS, |template| template.items)).sum()
+    }
+
     /// Sends what is still unanswered, then compares the store with what was acknowledged. Returns how many requests that are.
     pub fn check(&self, server: &Server) -> usize {
         for sent in std::mem::take(&mut *self.unanswered.lock().expect("no sender panicked")) {

@@ -1,6 +1,7 @@
 //! Acknowledged is durable, and counted once.
 
 use harness::mixed::{Mixed, kill_after};
+use harness::power::Disk;
 use harness::{Server, binary, corpus};
 use serde_json::json;
 use std::process::Command;
@@ -28,6 +29,37 @@ fn what_was_acknowledged_is_found_after_kill_9_exactly_once_and_requests_are_who
     assert_eq!(server.terminate(), Some(0));
     // And the same once all of it is in blocks.
     mixed.check(&Server::start(directory.path()));
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_cut_that_takes_all_that_was_not_synced() {
+    const CUTS: u64 = 12;
+    let disk = Disk::new();
+    let mixed = Mixed::new(13);
+    for round in 0..CUTS {
+        let server = disk.start(&[("FIRSTFALL_STORE_BLOCK_ROWS", "700")]);
+        mixed.run(&server, || kill_after(&server, Duration::from_millis(60 + 97 * round % 500)));
+        drop(server);
+        disk.fail_power();
+    }
+    let server = Server::start(&disk.data());
+    let requests = mixed.check(&server);
+    assert!(requests > 100, "{requests} requests were acknowledged");
+}
+
+#[test]
+fn the_double_for_power_loss_does_forget() {
+    let disk = Disk::new();
+    let mixed = Mixed::new(14);
+    // Promises only to survive the end of the process, and so does not sync before it answers.
+    let server = disk.start(&[("FIRSTFALL_STORE_DURABILITY", "process")]);
+    mixed.run(&server, || kill_after(&server, Duration::from_millis(300)));
+    drop(server);
+    disk.fail_power();
+    let server = Server::start(&disk.data());
+    let count = |table: &str| server.sql(&format!("SELECT count(*) FROM {table}"))[0][0].as_u64().expect("a count");
+    let found = (count("spans") + count("logs") + count("points")) as usize;
+    assert!(found < mixed.acknowledged_items(), "{found} items are there, {} were acknowledged", mixed.acknowledged_items());
 }
 
 #[test]

@@ -268,6 +268,11 @@ impl Store {
         let journal_directory = directory.join("journal");
         std::fs::create_dir_all(&journal_directory).map_err(failed(&journal_directory))?;
         let meta = Meta::open(&directory.join("meta.db"))?;
+        // The names of what was just made are durable before anything is promised: a file without its name is gone after a power cut.
+        journal::sync_directory(directory)?;
+        if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
+            let _ = journal::sync_directory(parent); // it may not be ours to open
+        }
         let view = open_view(directory, Pinned::No)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
