@@ -1,9 +1,11 @@
 //! What the tests of the whole program share: the frozen corpus, and the real binary on free ports.
 
+pub mod agree;
 pub mod corpus;
 pub mod grpc;
 pub mod mixed;
 pub mod power;
+pub mod samples;
 mod server;
 
 pub use server::{Server, binary, wait_for};

@@ -6,7 +6,7 @@
 //! What clients were seen to send beyond that is read as they mean it: integers beyond 64 bits as doubles, and `doubleValue: null`
 //! (JavaScript's NaN) as NaN.
 
-use super::Unreadable;
+use super::{Unreadable, exemplar_id};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
 use base64::Engine;
 use firstfall_store::batch::Field;
@@ -178,7 +178,7 @@ impl Id {
     fn read(value: Json<'_, '_>) -> Result<Id, Reason> {
         let text = text(value)?.as_bytes();
         let mut id = Id::default();
-        let wrong = Id { length: 17, ..Id::default() };
+        let wrong = Id { bytes: [0xff; 17], length: 17 };
         if text.len() > 32 || text.len() % 2 == 1 {
             return Ok(wrong);
         }
@@ -685,9 +685,13 @@ fn read_exemplar(value: Json<'_, '_>, intake: &mut Intake) -> Result<Value, Reas
         match name {
             "timeUnixNano" | "time_unix_nano" => pairs.push(("time".into(), Value::Int(u64_of(value)? as i64))),
             "asDouble" | "as_double" => pairs.push(("value".into(), Value::Double(double_of(value)?))),
-            "asInt" | "as_int" => pairs.push(("value".into(), Value::Int(u64_of(value)? as i64))),
-            "spanId" | "span_id" => pairs.push(("span_id".into(), Value::Bytes(Id::read(value)?.bytes().to_vec()))),
-            "traceId" | "trace_id" => pairs.push(("trace_id".into(), Value::Bytes(Id::read(value)?.bytes().to_vec()))),
+            "asInt" | "as_int" => match int_of(value)? {
+                Any::Int(value) => pairs.push(("value".into(), Value::Int(value))),
+                Any::Double(value) => pairs.push(("value".into(), Value::Double(value))),
+                _ => {}
+            },
+            "spanId" | "span_id" => exemplar_id("span_id", Id::read(value)?.bytes(), 8, &mut pairs, intake),
+            "traceId" | "trace_id" => exemplar_id("trace_id", Id::read(value)?.bytes(), 16, &mut pairs, intake),
             "filteredAttributes" | "filtered_attributes" => {
                 let mut attributes = Vec::new();
                 push_pairs(Some(value), &mut attributes, &mut 0, intake)?;

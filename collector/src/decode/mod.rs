@@ -6,8 +6,9 @@
 pub mod json;
 pub mod protobuf;
 
-use crate::validate::Intake;
+use crate::validate::{Intake, Trim};
 use firstfall_store::Signal;
+use firstfall_store::value::{Pairs, Value};
 
 /// The encoding of a request's body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,5 +32,26 @@ pub fn request(format: Format, signal: Signal, body: &mut [u8], intake: &mut Int
     match format {
         Format::Protobuf => protobuf::request(signal, body, intake),
         Format::Json => json::request(signal, body, intake),
+    }
+}
+
+/// A field that may stand once: the last one counts.
+fn set(pairs: &mut Pairs, name: &str, value: Value) {
+    match pairs.iter_mut().find(|(key, _)| key == name) {
+        Some((_, old)) => *old = value,
+        None => pairs.push((name.to_owned(), value)),
+    }
+}
+
+/// The id in an exemplar, when it is one; an empty or zero one says that there is none.
+fn exemplar_id(name: &str, id: &[u8], length: usize, pairs: &mut Pairs, intake: &mut Intake) {
+    pairs.retain(|(key, _)| key != name);
+    if id.iter().all(|byte| *byte == 0) {
+        return;
+    }
+    if id.len() == length {
+        pairs.push((name.to_owned(), Value::Bytes(id.to_vec())));
+    } else {
+        intake.trim(Trim::Id);
     }
 }

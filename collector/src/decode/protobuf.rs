@@ -4,7 +4,7 @@
 //! walked twice: first for its scalars, skipping over what is long, then for its attributes, once its lane is known. The
 //! field numbers are those of opentelemetry-proto 1.x. Unknown fields are skipped, as protobuf asks.
 
-use super::Unreadable;
+use super::{Unreadable, exemplar_id, set};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
 use firstfall_store::batch::Field;
 use firstfall_store::pack::Writer;
@@ -731,36 +731,40 @@ fn point(bytes: &[u8], kind: u8, metric: &Metric<'_>, intake: &mut Intake) -> Re
     if metric.monotonic {
         intake.field(Field::Monotonic, Any::Bool(true))?;
     }
-    let (mut flags, mut exemplars) = (0, Vec::new());
+    let (mut flags, mut exemplars) = (0u32, Vec::new());
     let (mut counts, mut bounds, mut quantiles) = (Vec::new(), Vec::new(), Vec::new());
+    let mut numbers: [Option<(Field, Any<'_>)>; 5] = [None; 5];
     let mut buckets: Pairs = Vec::new();
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match (kind, number) {
-            (1 | 2, 4) => intake.field(Field::Value, Any::Double(wire.double()?))?,
-            (1 | 2, 6) => intake.field(Field::Value, Any::Int(wire.fixed64()? as i64))?,
-            (3..=5, 4) => intake.field(Field::Count, Any::Int(wire.fixed64()? as i64))?,
-            (3..=5, 5) => intake.field(Field::Sum, Any::Double(wire.double()?))?,
+            (1 | 2, 4) => numbers[0] = Some((Field::Value, Any::Double(wire.double()?))),
+            (1 | 2, 6) => numbers[0] = Some((Field::Value, Any::Int(wire.fixed64()? as i64))),
+            (3..=5, 4) => numbers[1] = Some((Field::Count, Any::Int(wire.fixed64()? as i64))),
+            (3..=5, 5) => numbers[2] = Some((Field::Sum, Any::Double(wire.double()?))),
+            (3, 11) | (4, 12) => numbers[3] = Some((Field::Min, Any::Double(wire.double()?))),
+            (3, 12) | (4, 13) => numbers[4] = Some((Field::Max, Any::Double(wire.double()?))),
             (3, 6) => packed64(wire, &mut counts, |bits| Value::Int(bits as i64))?,
             (3, 7) => packed64(wire, &mut bounds, |bits| Value::Double(f64::from_bits(bits)))?,
-            (3, 11) | (4, 12) => intake.field(Field::Min, Any::Double(wire.double()?))?,
-            (3, 12) | (4, 13) => intake.field(Field::Max, Any::Double(wire.double()?))?,
             (4, 6) => {
                 let scale = wire.varint()? as u32;
-                buckets.push(("scale".into(), Value::Int(((scale >> 1) as i32 ^ -((scale & 1) as i32)).into())));
+                set(&mut buckets, "scale", Value::Int(((scale >> 1) as i32 ^ -((scale & 1) as i32)).into()));
             }
-            (4, 7) => buckets.push(("zero_count".into(), Value::Int(wire.fixed64()? as i64))),
-            (4, 14) => buckets.push(("zero_threshold".into(), Value::Double(wire.double()?))),
-            (4, 8) => buckets.push(("positive".into(), exponential_buckets(wire.bytes()?)?)),
-            (4, 9) => buckets.push(("negative".into(), exponential_buckets(wire.bytes()?)?)),
+            (4, 7) => set(&mut buckets, "zero_count", Value::Int(wire.fixed64()? as i64)),
+            (4, 14) => set(&mut buckets, "zero_threshold", Value::Double(wire.double()?)),
+            (4, 8) => set(&mut buckets, "positive", exponential_buckets(wire.bytes()?)?),
+            (4, 9) => set(&mut buckets, "negative", exponential_buckets(wire.bytes()?)?),
             (5, 6) => quantiles.push(quantile(wire.bytes()?)?),
             (1 | 2, 5) | (3, 8) | (4, 11) if exemplars.len() < intake.limits.events_max => {
                 let exemplar = exemplar(wire.bytes()?, intake)?;
                 exemplars.push(exemplar);
             }
-            (1 | 2 | 5, 8) | (3 | 4, 10) => flags = wire.varint()?,
+            (1 | 2 | 5, 8) | (3 | 4, 10) => flags = wire.varint()? as u32,
             _ => {}
         }
+    }
+    for (field, value) in numbers.into_iter().flatten() {
+        intake.field(field, value)?;
     }
     for (name, list) in [("counts", counts), ("bounds", bounds), ("quantiles", quantiles)] {
         if !list.is_empty() {
@@ -777,7 +781,7 @@ fn point(bytes: &[u8], kind: u8, metric: &Metric<'_>, intake: &mut Intake) -> Re
         Value::Array(exemplars).encode(&mut encoded);
         intake.list(Field::Exemplars, &encoded)?;
     }
-    count_field(Field::Flags, flags, intake)?;
+    count_field(Field::Flags, flags.into(), intake)?;
     count_field(Field::DroppedAttributes, intake.attributes_left_out(), intake)?;
     intake.finish_point(&head);
     Ok(())
@@ -843,11 +847,11 @@ fn exemplar(bytes: &[u8], intake: &mut Intake) -> Result<Value, Reason> {
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match number {
-            2 => pairs.push(("time".into(), Value::Int(wire.fixed64()? as i64))),
-            3 => pairs.push(("value".into(), Value::Double(wire.double()?))),
-            4 => pairs.push(("span_id".into(), Value::Bytes(wire.bytes()?.to_vec()))),
-            5 => pairs.push(("trace_id".into(), Value::Bytes(wire.bytes()?.to_vec()))),
-            6 => pairs.push(("value".into(), Value::Int(wire.fixed64()? as i64))),
+            2 => set(&mut pairs, "time", Value::Int(wire.fixed64()? as i64)),
+            3 => set(&mut pairs, "value", Value::Double(wire.double()?)),
+            4 => exemplar_id("span_id", wire.bytes()?, 8, &mut pairs, intake),
+            5 => exemplar_id("trace_id", wire.bytes()?, 16, &mut pairs, intake),
+            6 => set(&mut pairs, "value", Value::Int(wire.fixed64()? as i64)),
             7 => push_pair(wire.bytes()?, &mut attributes, &mut 0, intake)?,
             _ => {}
         }
