@@ -61,7 +61,7 @@ impl Server {
         let store = firstfall_store::Store::open(&config.data_dir, config.store.clone())
             .map_err(|error| CannotStart { message: format!("open the store: {error}"), usage: false })?;
         let receivers = Arc::new(Receivers {
-            ingest: Ingest::new(store, config.limits),
+            ingest: Ingest::new(store, config.limits.clone()),
             receiving: config.receiving,
             in_flight: InFlight::new(config.in_flight_bytes_max),
             token: config.token.as_deref().map(Token::new),

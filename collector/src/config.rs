@@ -2,6 +2,7 @@
 //! that order; mistakes are told all together, by path, before anything starts.
 
 use crate::receive::Receiving;
+use crate::redact::Redaction;
 use crate::validate::Limits;
 use firstfall_store::{Durability, Options};
 use std::path::PathBuf;
@@ -49,6 +50,32 @@ pub struct Setting {
     pub path: &'static str,
     pub about: &'static str,
     set: Set,
+    /// Its value, as it would be written.
+    get: fn(&Config) -> String,
+}
+
+fn secret(config: &Config) -> String {
+    config.token.as_ref().map_or(String::new(), |_| "(set)".to_owned())
+}
+
+fn bytes(count: u64) -> String {
+    let units = [("GB", 1_000_000_000), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, size)| count >= *size && count.is_multiple_of(*size)) {
+        Some((unit, size)) => format!("{}{unit}", count / size),
+        None => count.to_string(),
+    }
+}
+
+fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    if duration.subsec_millis() > 0 {
+        return format!("{}ms", duration.as_millis());
+    }
+    let units = [("d", 86_400), ("h", 3600), ("m", 60)];
+    match units.into_iter().find(|(_, size)| seconds >= *size && seconds.is_multiple_of(*size)) {
+        Some((unit, size)) => format!("{}{unit}", seconds / size),
+        None => format!("{seconds}s"),
+    }
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -101,56 +128,87 @@ fn flag(text: &str) -> Result<bool, String> {
 }
 
 macro_rules! settings {
-    ($($path:literal: $about:literal, |$config:ident, $text:ident| $set:expr;)*) => {
-        pub const SETTINGS: &[Setting] = &[$(Setting { path: $path, about: $about, set: |$config, $text| { $set; Ok(()) } }),*];
+    ($($path:literal: $about:literal, |$config:ident, $text:ident| $set:expr, |$of:ident| $get:expr;)*) => {
+        pub const SETTINGS: &[Setting] =
+            &[$(Setting { path: $path, about: $about, set: |$config, $text| { $set; Ok(()) }, get: |$of| $get }),*];
     };
 }
 
 settings! {
     "server.data_dir": "Directory of the store; default ./firstfall-data. Put it on a disk with room for the retention.",
-        |c, t| c.data_dir = t.into();
-    "server.otlp_grpc": "Address of OTLP/gRPC; default 127.0.0.1:4317. Port 0 picks a free one.", |c, t| c.otlp_grpc = t.to_owned();
-    "server.otlp_http": "Address of OTLP/HTTP; default 127.0.0.1:4318.", |c, t| c.otlp_http = t.to_owned();
-    "server.web": "Address of the pages and APIs; default 127.0.0.1:4380.", |c, t| c.web = t.to_owned();
+        |c, t| c.data_dir = t.into(),
+        |c| c.data_dir.display().to_string();
+    "server.otlp_grpc": "Address of OTLP/gRPC; default 127.0.0.1:4317. Port 0 picks a free one.", |c, t| c.otlp_grpc = t.to_owned(),
+        |c| c.otlp_grpc.clone();
+    "server.otlp_http": "Address of OTLP/HTTP; default 127.0.0.1:4318.", |c, t| c.otlp_http = t.to_owned(),
+        |c| c.otlp_http.clone();
+    "server.web": "Address of the pages and APIs; default 127.0.0.1:4380.", |c, t| c.web = t.to_owned(),
+        |c| c.web.clone();
     "server.token": "One token for every port: Bearer for programs, Basic password for browsers. Required beyond loopback.",
-        |c, t| c.token = Some(t.trim().to_owned()).filter(|t| !t.is_empty());
+        |c, t| c.token = Some(t.trim().to_owned()).filter(|t| !t.is_empty()),
+        |c| secret(c);
     "server.token_file": "A file that holds the token, so that it stands in no environment.",
-        |c, t| c.token = Some(std::fs::read_to_string(t).map_err(|e| format!("cannot read {t}: {e}"))?.trim().to_owned()).filter(|t| !t.is_empty());
+        |c, t| c.token = Some(std::fs::read_to_string(t).map_err(|e| format!("cannot read {t}: {e}"))?.trim().to_owned()).filter(|t| !t.is_empty()),
+        |_config| String::new();
     "server.insecure_no_auth": "Listen beyond loopback without a token; default false. Only behind something that authenticates.",
-        |c, t| c.insecure_no_auth = flag(t)?;
-    "server.log_level": "error, warn, info, debug or trace; default info.", |c, t| c.log_level = t.to_owned();
+        |c, t| c.insecure_no_auth = flag(t)?,
+        |c| c.insecure_no_auth.to_string();
+    "server.log_level": "error, warn, info, debug or trace; default info.", |c, t| c.log_level = t.to_owned(),
+        |c| c.log_level.clone();
     "server.cors_origins": "Origins, by comma, whose pages may send telemetry; default none.",
-        |c, t| c.cors_origins = t.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect();
+        |c, t| c.cors_origins = t.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect(),
+        |c| c.cors_origins.join(",");
     "limits.request_bytes_max": "Largest request, before and after inflating; default 64MiB, as OTLP recommends.",
-        |c, t| c.receiving.request_bytes_max = at_least(1024, size(t)?)?;
+        |c, t| c.receiving.request_bytes_max = at_least(1024, size(t)?)?,
+        |c| bytes(c.receiving.request_bytes_max as u64);
     "limits.in_flight_bytes_max": "Bytes of all requests under way; default 128MiB. Past it clients are told to come again.",
-        |c, t| c.in_flight_bytes_max = at_least(1024, size(t)?)?;
-    "limits.body_time_max": "How long a body may take to arrive; default 30s.", |c, t| c.receiving.body_time_max = duration(t)?;
-    "limits.attributes_max": "Attributes of one item; default 128.", |c, t| c.limits.attributes_max = at_least(1, number(t)?)?;
-    "limits.key_bytes_max": "Bytes of an attribute key; default 256B.", |c, t| c.limits.key_bytes_max = at_least(16, size(t)?)?;
-    "limits.value_bytes_max": "Bytes of an attribute value; default 64KiB: a stack trace fits.", |c, t| c.limits.value_bytes_max = at_least(64, size(t)?)?;
-    "limits.body_bytes_max": "Bytes of a log body; default 256KiB.", |c, t| c.limits.body_bytes_max = at_least(64, size(t)?)?;
+        |c, t| c.in_flight_bytes_max = at_least(1024, size(t)?)?,
+        |c| bytes(c.in_flight_bytes_max as u64);
+    "limits.body_time_max": "How long a body may take to arrive; default 30s.", |c, t| c.receiving.body_time_max = duration(t)?,
+        |c| time(c.receiving.body_time_max);
+    "limits.attributes_max": "Attributes of one item; default 128.", |c, t| c.limits.attributes_max = at_least(1, number(t)?)?,
+        |c| c.limits.attributes_max.to_string();
+    "limits.key_bytes_max": "Bytes of an attribute key; default 256B.", |c, t| c.limits.key_bytes_max = at_least(16, size(t)?)?,
+        |c| bytes(c.limits.key_bytes_max as u64);
+    "limits.value_bytes_max": "Bytes of an attribute value; default 64KiB: a stack trace fits.", |c, t| c.limits.value_bytes_max = at_least(64, size(t)?)?,
+        |c| bytes(c.limits.value_bytes_max as u64);
+    "limits.body_bytes_max": "Bytes of a log body; default 256KiB.", |c, t| c.limits.body_bytes_max = at_least(64, size(t)?)?,
+        |c| bytes(c.limits.body_bytes_max as u64);
+    "limits.redact": "Keys of secrets, by comma, known by their last part; their values are not kept. Default: the usual ones; empty: none.",
+        |c, t| c.limits.redact = Redaction::new(t.split(',')),
+        |c| c.limits.redact.list();
     "limits.services_max": "Services with rollups of their own; default 5000, further ones are counted as (other).",
-        |c, t| c.store.cardinality.services_max = at_least(1, number(t)?)?;
+        |c, t| c.store.cardinality.services_max = at_least(1, number(t)?)?,
+        |c| c.store.cardinality.services_max.to_string();
     "limits.operations_per_service_max": "Operations of a service with rollups of their own; default 2000.",
-        |c, t| c.store.cardinality.operations_per_service_max = at_least(1, number(t)?)?;
+        |c, t| c.store.cardinality.operations_per_service_max = at_least(1, number(t)?)?,
+        |c| c.store.cardinality.operations_per_service_max.to_string();
     "store.durability": "What an acknowledgement survives: full (a power cut; default), process (kill -9), memory (nothing).",
         |c, t| c.store.durability = match t {
             "full" => Durability::Full,
             "process" => Durability::Process,
             "memory" => Durability::Memory,
             _ => return Err(format!("{t:?} is none of full, process, memory")),
-        };
-    "store.block_rows": "Rows after which a generation is sealed; default 65536.", |c, t| c.store.generation_rows = at_least(1, number(t)?)?;
-    "store.block_age": "Age after which a generation is sealed; default 60s.", |c, t| c.store.generation_age = duration(t)?;
-    "store.backlog_bytes_max": "Bytes that may wait for the writer; default 128MiB.", |c, t| c.store.backlog_bytes_max = at_least(1 << 20, size(t)?)?;
+        },
+        |c| format!("{:?}", c.store.durability).to_lowercase();
+    "store.block_rows": "Rows after which a generation is sealed; default 65536.", |c, t| c.store.generation_rows = at_least(1, number(t)?)?,
+        |c| c.store.generation_rows.to_string();
+    "store.block_age": "Age after which a generation is sealed; default 60s.", |c, t| c.store.generation_age = duration(t)?,
+        |c| time(c.store.generation_age);
+    "store.backlog_bytes_max": "Bytes that may wait for the writer; default 128MiB.", |c, t| c.store.backlog_bytes_max = at_least(1 << 20, size(t)?)?,
+        |c| bytes(c.store.backlog_bytes_max as u64);
     "store.disk_reserve_bytes": "Room that is kept free on the volume, at most a twentieth of it; default 64MiB.",
-        |c, t| c.store.disk_reserve_bytes = size(t)?;
+        |c, t| c.store.disk_reserve_bytes = size(t)?,
+        |c| bytes(c.store.disk_reserve_bytes);
     "store.partition_bytes": "Size after which a new partition begins; default 2GiB. Retention drops whole partitions.",
-        |c, t| c.store.partition_bytes = at_least(1 << 20, size(t)?)? as u64;
-    "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?;
-    "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?;
-    "retention.rollups": "How long rates, errors and latencies are kept; default 400d.", |c, t| c.store.retention_rollups = duration(t)?;
+        |c, t| c.store.partition_bytes = at_least(1 << 20, size(t)?)? as u64,
+        |c| bytes(c.store.partition_bytes);
+    "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?,
+        |c| time(c.store.retention_age);
+    "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?,
+        |c| bytes(c.store.retention_bytes);
+    "retention.rollups": "How long rates, errors and latencies are kept; default 400d.", |c, t| c.store.retention_rollups = duration(t)?,
+        |c| time(c.store.retention_rollups);
 }
 
 impl Config {
@@ -237,9 +295,9 @@ fn nearest(given: &str, known: impl Iterator<Item = String>) -> String {
     known.min_by_key(|k| strsim::damerau_levenshtein(k, given)).expect("there are settings")
 }
 
-/// The reference of all settings, as a commented TOML file.
-pub fn reference() -> String {
-    let mut out = String::from("# Every setting of Firstfall with its default in words. Each is also FIRSTFALL_<SECTION>_<KEY>.\n");
+/// All settings with their values, as a commented TOML file that can be used as it is.
+pub fn reference(config: &Config) -> String {
+    let mut out = String::from("# Every setting of Firstfall, with its value here and now. Each is also FIRSTFALL_<SECTION>_<KEY>.\n");
     let mut section = "";
     for setting in SETTINGS {
         let (of, key) = setting.path.split_once('.').expect("a path has a section");
@@ -247,7 +305,10 @@ pub fn reference() -> String {
             out.push_str(&format!("\n[{of}]\n"));
             section = of;
         }
-        out.push_str(&format!("# {}\n# {key} =\n", setting.about));
+        let value = (setting.get)(config);
+        // A token is not printed, and what is not set has no value to write.
+        let comment = if value.is_empty() || setting.path == "server.token" { "# " } else { "" };
+        out.push_str(&format!("# {}\n{comment}{key} = {}\n", setting.about, serde_json::Value::String(value)));
     }
     out
 }
@@ -268,6 +329,17 @@ mod tests {
         );
         let config = config.expect("valid");
         assert_eq!((config.web.as_str(), config.limits.value_bytes_max, config.token.as_deref()), ("127.0.0.1:2", 1024, Some("t")));
+    }
+
+    #[test]
+    fn what_check_config_prints_can_be_read_again_and_means_the_same() {
+        let config = check("[retention]\nage = '36h'\n[limits]\nrequest_bytes_max = '1500kB'\nredact = 'iban, pin'\n", &[]).expect("valid");
+        let printed = reference(&config);
+        assert!(printed.contains("age = \"36h\"") && printed.contains("request_bytes_max = \"1500000\""), "{printed}");
+        let again = check(&printed, &[]).expect("valid");
+        assert_eq!(reference(&again), printed);
+        assert!(again.limits.redact.is_secret(b"user.pin") && !again.limits.redact.is_secret(b"password"));
+        assert_eq!(format!("{again:?}"), format!("{config:?}"));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Ingest {
                 return Ok(first.await.map_err(|_| Refused::Closing)??);
             }
         };
-        let mut intake = Intake::new(signal, self.limits, now, body.len());
+        let mut intake = Intake::new(signal, self.limits.clone(), now, body.len());
         decode::request(format, signal, body, &mut intake).map_err(|error| Refused::Unreadable(error.0))?;
         let (batch, discards) = intake.finish();
         let answer = Answer { accepted: batch.rows() as u64, rejected: discards.rejected_total(), message: discards.sentence(signal) };

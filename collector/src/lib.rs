@@ -9,6 +9,7 @@ pub mod decode;
 pub mod demo;
 pub mod ingest;
 pub mod receive;
+pub mod redact;
 pub mod self_metrics;
 pub mod semconv;
 mod senders;

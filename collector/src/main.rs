@@ -171,7 +171,6 @@ fn sql(options: &SqlOptions) -> Result<(), CannotStart> {
 }
 
 fn check_config(file: Option<std::path::PathBuf>) -> Result<(), CannotStart> {
-    read_config(file.as_deref())?;
-    print!("{}", config::reference());
+    print!("{}", config::reference(&read_config(file.as_deref())?));
     Ok(())
 }

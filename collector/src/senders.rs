@@ -65,7 +65,7 @@ pub fn remember(limits: &Limits, resource: &[u8], schema_url: &[u8], service: &S
     SENDERS.with_borrow_mut(|senders| {
         if senders.limits != *limits || senders.table.len() >= SENDERS_MAX {
             senders.table.clear();
-            senders.limits = *limits;
+            senders.limits = limits.clone();
         }
         let sender =
             Sender { raw: [resource, schema_url].concat(), schema_at: resource.len(), service: service.clone(), body: body.to_vec() };

@@ -4,13 +4,15 @@
 //! order; it caps what is too large, refuses what makes no sense, counts both by reason, and builds the batch. A refused item
 //! leaves nothing behind and costs its neighbours nothing. No clock, disk or network: `now` comes from outside.
 
+use crate::redact::Redaction;
 use crate::{semconv, senders};
-use firstfall_store::batch::{Batch, BatchBuilder, Field, NotUtf8, Row, marks};
+use firstfall_store::batch::{Batch, BatchBuilder, Field, NotUtf8, REDACT, REDACTED, Row, marks};
 use firstfall_store::value::{Resource, Scope, Stored, Value};
 use firstfall_store::{NANOS_PER_SECOND, Signal};
+use std::sync::Arc;
 
 /// Limits on the parts of an item. What exceeds one is cut and counted, not refused.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Attributes of one item, event or link; the rest is counted as dropped. The specification's default for SDKs.
     pub attributes_max: usize,
@@ -28,6 +30,8 @@ pub struct Limits {
     pub nesting_max: usize,
     /// An item dated further ahead than this is refused: clocks drift by minutes, not by days.
     pub ahead_max_seconds: u64,
+    /// Attributes whose values are not kept.
+    pub redact: Redaction,
 }
 
 impl Default for Limits {
@@ -41,6 +45,7 @@ impl Default for Limits {
             events_max: 1024,
             nesting_max: 64,
             ahead_max_seconds: 86_400,
+            redact: Redaction::default(),
         }
     }
 }
@@ -87,6 +92,7 @@ reasons! {
         Events => "events_over_limit", "events or links beyond the limit were left out";
         Id => "id_ignored", "ids of the wrong length were left out";
         Name => "name_cut", "names were too long and were cut";
+        Redacted => "redacted", "values under keys of secrets were not kept";
     }
 }
 
@@ -177,8 +183,10 @@ impl From<NotUtf8> for Reason {
 impl Intake {
     /// `now` is the wall clock in nanoseconds; `bytes` the size of the request.
     pub fn new(signal: Signal, limits: Limits, now: u64, bytes: usize) -> Intake {
+        let redact = limits.redact.clone();
+        let role = move |key: &[u8]| if redact.is_secret(key) { REDACT } else { semconv::role(key) };
         Intake {
-            builder: BatchBuilder::new(signal, bytes, semconv::role),
+            builder: BatchBuilder::new(signal, bytes, Arc::new(role)),
             limits,
             now,
             discards: Discards::default(),
@@ -189,7 +197,8 @@ impl Intake {
         }
     }
 
-    pub fn finish(self) -> (Batch, Discards) {
+    pub fn finish(mut self) -> (Batch, Discards) {
+        self.discards.trimmed[Trim::Redacted as usize] += self.builder.redacted();
         (self.builder.finish(), self.discards)
     }
 
@@ -217,7 +226,7 @@ impl Intake {
         schema_url: &[u8],
         read: impl FnOnce(&mut Intake) -> Result<Resource, Reason>,
     ) -> Result<(), Reason> {
-        let limits = self.limits;
+        let limits = self.limits.clone();
         if let Some(id) = senders::recall(&limits, resource, schema_url, |service, body| self.builder.resource(service, body)) {
             self.resource = id;
             return Ok(());
@@ -417,8 +426,21 @@ impl Intake {
         Ok(())
     }
 
+    /// Whether the value under a key is a secret; then it is counted, and the caller keeps `REDACTED` instead.
+    pub fn is_secret(&mut self, key: &str) -> bool {
+        let secret = self.limits.redact.is_secret(key.as_bytes());
+        if secret {
+            self.trim(Trim::Redacted);
+        }
+        secret
+    }
+
     /// Caps an attribute of an event, link, resource or scope, which the decoders build as values.
-    pub fn cap_value(&mut self, value: &mut Value) {
+    pub fn cap_pair(&mut self, key: &mut String, value: &mut Value) {
+        if self.is_secret(key) {
+            *value = Value::Str(REDACTED.to_owned());
+        }
+        self.cap_key(key);
         if let Value::Str(text) = value
             && text.len() > self.limits.value_bytes_max
         {
@@ -429,7 +451,7 @@ impl Intake {
         }
     }
 
-    pub fn cap_key(&mut self, key: &mut String) {
+    fn cap_key(&mut self, key: &mut String) {
         if key.len() > self.limits.key_bytes_max {
             self.trim(Trim::Key);
             key.truncate(cut(key.as_bytes(), self.limits.key_bytes_max).len());

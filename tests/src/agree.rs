@@ -12,6 +12,7 @@
 //! - *later*: fields of newer signals (profiles' string indexes, entities) that we do not read.
 
 use collector::decode::{self, Format};
+use collector::redact::Redaction;
 use collector::validate::{Intake, Limits};
 use firstfall_store::Signal;
 use firstfall_store::batch::{Batch, Cell, Field, marks};
@@ -73,6 +74,7 @@ pub fn ours(format: Format, signal: Signal, body: &[u8]) -> Option<(Vec<String>,
         body_bytes_max: usize::MAX,
         name_bytes_max: usize::MAX,
         events_max: usize::MAX,
+        redact: Redaction::new(std::iter::empty()),
         ..Limits::default()
     };
     let mut intake = Intake::new(signal, limits, NOW, body.len());
@@ -143,6 +145,8 @@ fn plain(value: Value) -> Value {
             pairs.sort_by(|a, b| a.0.cmp(&b.0));
             Value::Map(pairs)
         }
+        // The reference takes a negative zero for absent when it writes.
+        Value::Double(0.0) => Value::Double(0.0),
         other => other,
     }
 }
@@ -157,7 +161,12 @@ fn item(
     status: u8,
     parts: Vec<Part>,
 ) -> String {
-    let zero = |part: &Part| part.0 == Field::Count as u8 && part.2 == "Int(0)" || part.0 == Field::Buckets as u8 && part.2 == "Map([])";
+    let zero = |(field, _, text): &Part| match *field {
+        f if f == Field::Count as u8 => text == "Int(0)",
+        // A summary's sum keeps no presence; those of histograms do.
+        f if f == Field::Sum as u8 => kind == 5 && matches!(text.as_str(), "Double(0.0)" | "Double(-0.0)"),
+        f => f == Field::Buckets as u8 && text == "Map([])",
+    };
     let (attributes, mut others): (Vec<Part>, Vec<Part>) =
         parts.into_iter().filter(|p| !zero(p)).partition(|p| p.0 == Field::Attribute as u8);
     others.sort();
@@ -612,8 +621,7 @@ fn point(
         _ => {
             let p = metrics::SummaryDataPoint::decode(bytes).ok()?;
             part(&mut parts, Field::Count, true, Value::Int(p.count as i64));
-            let said = tokens(bytes)?.iter().any(|(n, ..)| *n == 5);
-            part(&mut parts, Field::Sum, said, Value::Double(p.sum));
+            part(&mut parts, Field::Sum, true, Value::Double(p.sum));
             let quantiles = p.quantile_values.iter().map(|q| doubles(&[q.quantile, q.value])).collect();
             buckets.push(("quantiles".into(), Value::Array(quantiles)));
             (5, p.attributes, p.start_time_unix_nano, p.time_unix_nano, p.flags, Vec::new())

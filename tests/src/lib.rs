@@ -7,5 +7,6 @@ pub mod mixed;
 pub mod power;
 pub mod samples;
 mod server;
+pub mod stored;
 
-pub use server::{Server, binary, wait_for};
+pub use server::{Server, binary, example, wait_for};

@@ -2,18 +2,10 @@
 
 use crate::Server;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-/// The library that is preloaded, built when it is not there yet.
+/// The library that is preloaded.
 fn library() -> PathBuf {
-    let binary = crate::binary();
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "-p", "firstfall-forgetful"]);
-    if binary.parent().is_some_and(|profile| profile.ends_with("release")) {
-        build.arg("--release");
-    }
-    assert!(build.status().expect("cargo runs").success(), "the double for power loss must build");
-    binary.with_file_name("libfirstfall_forgetful.so")
+    crate::server::build(&["-p", "firstfall-forgetful"]).join("libfirstfall_forgetful.so")
 }
 
 /// A directory, and what of it would survive.

@@ -73,6 +73,88 @@ impl Sample {
     }
 }
 
+/// A request with two items in one scope and one in another, in which every text that a client may choose is `mark`.
+pub fn marked(signal: Signal, mark: &str) -> Vec<u8> {
+    let text = || mark.to_owned();
+    let value = |value| Some(AnyValue { value: Some(value) });
+    let nested = Values { values: vec![AnyValue { value: Some(any_value::Value::StringValue(text())) }] };
+    let map =
+        KeyValueList { values: vec![KeyValue { key: text(), value: value(any_value::Value::BoolValue(true)), ..KeyValue::default() }] };
+    let attributes = || {
+        vec![
+            KeyValue { key: text(), value: value(any_value::Value::StringValue(text())), ..KeyValue::default() },
+            KeyValue { key: "list".into(), value: value(any_value::Value::ArrayValue(nested.clone())), ..KeyValue::default() },
+            KeyValue { key: "map".into(), value: value(any_value::Value::KvlistValue(map.clone())), ..KeyValue::default() },
+        ]
+    };
+    let scope = || InstrumentationScope { name: text(), version: text(), attributes: attributes(), ..InstrumentationScope::default() };
+    let resource = || Some(Resource { attributes: attributes(), ..Resource::default() });
+    let (trace_id, span_id, time) = (vec![1; 16], vec![2; 8], NOW - 1_000_000_000);
+    let plain = Span {
+        trace_id: trace_id.clone(),
+        span_id: span_id.clone(),
+        name: "plain".into(),
+        start_time_unix_nano: time,
+        end_time_unix_nano: time,
+        ..Span::default()
+    };
+    let sample = match signal {
+        Signal::Traces => {
+            let full = Span {
+                name: text(),
+                trace_state: text(),
+                attributes: attributes(),
+                events: vec![span::Event { name: text(), attributes: attributes(), ..span::Event::default() }],
+                links: vec![span::Link { trace_state: text(), attributes: attributes(), ..span::Link::default() }],
+                status: Some(Status { message: text(), code: 2 }),
+                ..plain.clone()
+            };
+            let spans = |spans| ScopeSpans { scope: Some(scope()), spans, schema_url: text() };
+            let scope_spans = vec![spans(vec![full, plain.clone()]), spans(vec![plain])];
+            Sample::Traces(ExportTraceServiceRequest {
+                resource_spans: vec![ResourceSpans { resource: resource(), scope_spans, schema_url: text() }],
+            })
+        }
+        Signal::Logs => {
+            let plain = LogRecord { time_unix_nano: time, ..LogRecord::default() };
+            let full = LogRecord {
+                severity_text: text(),
+                body: value(any_value::Value::StringValue(text())),
+                attributes: attributes(),
+                event_name: text(),
+                ..plain.clone()
+            };
+            let logs = |log_records| ScopeLogs { scope: Some(scope()), log_records, schema_url: text() };
+            let scope_logs = vec![logs(vec![full, plain.clone()]), logs(vec![plain])];
+            Sample::Logs(ExportLogsServiceRequest {
+                resource_logs: vec![ResourceLogs { resource: resource(), scope_logs, schema_url: text() }],
+            })
+        }
+        Signal::Metrics => {
+            let point =
+                NumberDataPoint { time_unix_nano: time, value: Some(number_data_point::Value::AsInt(1)), ..NumberDataPoint::default() };
+            let full = NumberDataPoint {
+                attributes: attributes(),
+                exemplars: vec![Exemplar { filtered_attributes: attributes(), ..Exemplar::default() }],
+                ..point.clone()
+            };
+            let metric = |name: String, point| Metric {
+                name,
+                data: Some(metric::Data::Gauge(Gauge { data_points: vec![point] })),
+                ..Metric::default()
+            };
+            let named = Metric { description: text(), unit: text(), metadata: attributes(), ..metric(text(), full) };
+            let metrics = |metrics| ScopeMetrics { scope: Some(scope()), metrics, schema_url: text() };
+            let scope_metrics =
+                vec![metrics(vec![named, metric("plain".into(), point.clone())]), metrics(vec![metric("plain".into(), point)])];
+            Sample::Metrics(ExportMetricsServiceRequest {
+                resource_metrics: vec![ResourceMetrics { resource: resource(), scope_metrics, schema_url: text() }],
+            })
+        }
+    };
+    sample.protobuf()
+}
+
 /// Changes one to three places: a byte, a bit, one less, one more, the end cut off, a run of 0xff, a piece moved elsewhere.
 pub fn mutate(bytes: &[u8], r: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();

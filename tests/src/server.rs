@@ -7,28 +7,36 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The `firstfall` binary of the profile under test, built when it is not there yet.
+/// Builds something of the workspace in the profile under test, when it is not there yet, and says where that profile's files are.
+pub(crate) fn build(what: &[&str]) -> PathBuf {
+    let own = std::env::current_exe().expect("a test knows its own path");
+    let profile = own
+        .ancestors()
+        .find(|p| p.file_name().is_some_and(|n| n == "debug" || n == "release"))
+        .expect("tests run from the target directory");
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet"]).args(what);
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().expect("cargo runs").success(), "{what:?} must build");
+    profile.to_owned()
+}
+
+/// The `firstfall` binary of the profile under test.
 pub fn binary() -> PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY
-        .get_or_init(|| {
-            if let Some(path) = std::env::var_os("HARNESS_BINARY") {
-                return path.into();
-            }
-            let own = std::env::current_exe().expect("a test knows its own path");
-            let profile = own
-                .ancestors()
-                .find(|p| p.file_name().is_some_and(|n| n == "debug" || n == "release"))
-                .expect("tests run from the target directory");
-            let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            build.args(["build", "--quiet", "-p", "firstfall-collector", "--bin", "firstfall"]);
-            if profile.ends_with("release") {
-                build.arg("--release");
-            }
-            assert!(build.status().expect("cargo runs").success(), "the binary must build");
-            profile.join("firstfall")
+        .get_or_init(|| match std::env::var_os("HARNESS_BINARY") {
+            Some(path) => path.into(),
+            None => build(&["-p", "firstfall-collector", "--bin", "firstfall"]).join("firstfall"),
         })
         .clone()
+}
+
+/// An example of the agent, which is a service.
+pub fn example(name: &str) -> PathBuf {
+    build(&["-p", "firstfall-agent", "--example", name]).join("examples").join(name)
 }
 
 /// Waits until `ready` gives something, up to a minute: long enough for a loaded machine, never a verdict on speed.
@@ -143,6 +151,13 @@ impl Server {
         let answer: Json = serde_json::from_slice(&answer).expect("JSON");
         assert_eq!(status, 200, "{query}: {answer}");
         serde_json::from_value(answer["rows"].clone()).expect("rows of values")
+    }
+
+    /// A line of the kernel's account of its memory, such as `VmRSS` or `VmHWM` (the peak).
+    pub fn memory_kib(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs, on Linux");
+        let line = status.lines().find(|line| line.starts_with(what)).expect("the kernel tells");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }
 
     /// As `kill -9`.

@@ -1,9 +1,9 @@
 //! Real OpenTelemetry clients, unchanged: Python (Flask and FastAPI under `opentelemetry-instrument`) over gRPC, HTTP/protobuf and the JSON
-//! exporter; Node (Express) over HTTP/JSON. Each value that a client recorded is found again through the API.
+//! exporter; Node (Express) over HTTP/JSON; a Rust service with our agent. Each value that a client recorded is found again through the API.
 //!
 //! `tests/run` installs the packages into `tests/.clients`.
 
-use harness::{Server, wait_for};
+use harness::{Server, example, wait_for};
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -217,4 +217,62 @@ fn node_over_http_json() {
     assert_eq!(logs["logs"][0]["trace_id"], values["trace_id"]);
     assert_eq!(logs["logs"][0]["attributes"]["x.map"], json!({"a": 1, "b": [true, null, "c"]}));
     assert_eq!(server.api("/api/v1/stats")["rejected"]["spans"], json!({}));
+}
+
+#[test]
+fn a_rust_service_with_the_agent() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let endpoint = format!("http://{}", server.otlp);
+    let start = |service: &str| {
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(example("axum_service"));
+        Client::start(command, service, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)])
+    };
+    let (front, back) = (start("rust-front"), start("rust-back"));
+    assert_eq!(front.get(&format!("/ask?url=http://127.0.0.1:{}/hello/ann", back.port)), 200);
+    assert_eq!(front.get("/ask?url=http://127.0.0.1:1/nobody"), 502);
+    assert_eq!(back.get("/fail"), 500);
+    front.end();
+    back.end();
+
+    let values = span(&server, "rust-back", "values");
+    let expected = json!({
+        "v.string": "grüße, 世界", "v.int": i64::MIN, "v.double": 0.1, "v.bool": true, "name": "ann",
+        "v.array.int": [1, -2, i64::MAX], "v.array.string": ["a", ""],
+    });
+    for (key, value) in expected.as_object().expect("pairs") {
+        assert_eq!(&values["attributes"][key], value, "{key}");
+    }
+    assert_eq!(values["resource"]["service.version"], json!("1.0.0"), "OTEL_RESOURCE_ATTRIBUTES go over what code says");
+    // One trace through both services: server, client, server, and what is in it.
+    let trace = server.api(&format!("/api/v1/traces/{}", values["trace_id"].as_str().expect("an id")));
+    let spans = trace["spans"].as_array().expect("a list").clone();
+    let find =
+        |service: &str, name: &str| spans.iter().find(|s| s["service"] == json!(service) && s["name"] == json!(name)).expect(name).clone();
+    let (asked, call, answered) = (find("rust-front", "GET /ask"), find("rust-front", "GET"), find("rust-back", "GET /hello/{name}"));
+    assert_eq!((&call["parent_span_id"], &answered["parent_span_id"]), (&asked["span_id"], &call["span_id"]));
+    assert_eq!(values["parent_span_id"], answered["span_id"]);
+    assert_eq!((call["kind"].as_str(), answered["kind"].as_str()), (Some("client"), Some("server")));
+    assert_eq!(answered["attributes"]["http.route"], json!("/hello/{name}"));
+    assert_eq!(answered["attributes"]["http.response.status_code"], json!(200));
+    let failed = span(&server, "rust-back", "GET /fail");
+    assert_eq!((failed["status"]["code"].as_str(), failed["attributes"]["http.response.status_code"].as_i64()), (Some("error"), Some(500)));
+
+    let logs = server.api("/api/v1/logs?service=rust-back&q=%22hello%20ann%22&min_severity=warn");
+    let log = &logs["logs"][0];
+    assert_eq!((&log["body"], &log["trace_id"], &log["span_id"]), (&json!("hello ann"), &values["trace_id"], &values["span_id"]));
+    for (key, value) in json!({"x.int": i64::MAX, "x.float": 2.5, "x.bool": true, "x.str": "täxt"}).as_object().expect("pairs") {
+        assert_eq!(&log["attributes"][key], value, "{key}");
+    }
+    let services = server.api("/api/v1/services");
+    let service =
+        |name: &str| services["services"].as_array().and_then(|l| l.iter().find(|s| s["name"] == json!(name)).cloned()).expect(name);
+    assert_eq!((service("rust-front")["requests"].as_u64(), service("rust-front")["errors"].as_u64()), (Some(2), Some(1)));
+    assert_eq!((service("rust-back")["requests"].as_u64(), service("rust-back")["errors"].as_u64()), (Some(2), Some(1)));
+    let points = server.sql("SELECT value FROM points WHERE metric = 'greetings' AND service = 'rust-back' ORDER BY time_ns DESC LIMIT 1");
+    assert_eq!(points[0][0].as_f64(), Some(1.0));
+    let durations = server.sql("SELECT max(count) FROM points WHERE metric = 'http.server.request.duration' AND service = 'rust-back'");
+    assert_eq!(durations[0][0].as_f64(), Some(1.0), "one request of each route");
+    assert_eq!(server.api("/api/v1/stats")["rejected"], json!({"spans": {}, "logs": {}, "points": {}, "requests": {}}));
 }

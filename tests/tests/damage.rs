@@ -5,10 +5,11 @@
 use collector::decode::{self, Format};
 use collector::validate::{Intake, Limits};
 use firstfall_store::batch::{Batch, RECORD_VERSION};
-use firstfall_store::block::{self, Dictionary};
-use firstfall_store::segment::{Directory, Segment, TraceTable};
-use firstfall_store::{Service, Signal};
+use firstfall_store::segment::{Directory, TraceTable};
+use firstfall_store::{Signal, block};
 use harness::corpus::{self, Random};
+use harness::samples::mutate;
+use harness::stored::{Ids, read_segment};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 
@@ -16,31 +17,6 @@ const NOW: u64 = 1_750_000_000_000_000_000;
 
 fn rounds() -> u64 {
     std::env::var("MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(4_000)
-}
-
-#[derive(Default)]
-struct Ids(Vec<Vec<u8>>);
-
-impl Ids {
-    fn id(&mut self, key: &[u8]) -> u32 {
-        let at = self.0.iter().position(|k| k == key).unwrap_or_else(|| {
-            self.0.push(key.to_vec());
-            self.0.len() - 1
-        });
-        at as u32 + 1
-    }
-}
-
-impl Dictionary for Ids {
-    fn service(&mut self, service: &Service) -> u32 {
-        self.id(service.name.as_bytes())
-    }
-    fn resource(&mut self, body: &[u8]) -> u32 {
-        self.id(body)
-    }
-    fn scope(&mut self, body: &[u8]) -> u32 {
-        self.id(body)
-    }
 }
 
 fn batches(signal: Signal) -> Vec<Batch> {
@@ -58,57 +34,19 @@ fn batches(signal: Signal) -> Vec<Batch> {
         .collect()
 }
 
-fn mutate(bytes: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for _ in 0..1 + random.below(4) {
-        let at = random.below(bytes.len().max(1) as u64) as usize;
-        match random.below(5) {
-            0 => bytes[at] = random.draw() as u8,
-            1 => bytes[at] ^= 1 << random.below(8),
-            2 => bytes.truncate(at + 1),
-            3 => bytes.insert(at, random.draw() as u8),
-            _ => {
-                let end = (at + 8).min(bytes.len());
-                bytes[at..end].fill(0xff);
-            }
-        }
-    }
-    bytes
-}
-
-/// Reads everything that a segment offers.
-fn read_all(bytes: &[u8]) -> Result<usize, firstfall_store::Damaged> {
-    let segment = Segment::parse(bytes.into())?;
-    let mut values = segment.times()?.len() + segment.row_shapes()?.len() + segment.contexts()?.to_vec().len();
-    for row in 0..segment.rows {
-        segment.facts(row)?;
-        segment.span(row)?;
-        segment.parent(row)?;
-    }
-    for column in 0..segment.columns.len() {
-        // One by one before they are read whole: where the whole column is sound, the two ways must see the same.
-        let single: Vec<Option<String>> = (0..9).map(|at| segment.value(column, at).ok().map(|v| format!("{v:?}"))).collect();
-        segment.values(column)?;
-        let whole: Vec<Option<String>> = (0..9).map(|at| segment.value(column, at).ok().map(|v| format!("{v:?}"))).collect();
-        assert_eq!(single, whole);
-        values += segment.rows_of(column)?.len();
-    }
-    Ok(values)
-}
-
 #[test]
 fn damaged_blocks_are_errors() {
     for signal in [Signal::Traces, Signal::Logs] {
         let batches = batches(signal);
         let encoded = block::encode(&batches.iter().collect::<Vec<_>>(), &mut Ids::default());
         for segment in &encoded.segments {
-            assert!(read_all(segment).expect("own bytes") > 0);
+            assert!(read_segment(segment.clone()).expect("own bytes") > 0);
         }
         let mut random = Random::new(77);
         let mut refused = 0;
         for round in 0..rounds() {
             let segment = &encoded.segments[round as usize % encoded.segments.len()];
-            refused += u64::from(read_all(&mutate(segment, &mut random)).is_err());
+            refused += u64::from(read_segment(mutate(segment, &mut random)).is_err());
             let _ = Directory::parse(&mutate(&encoded.directory, &mut random));
             let _ = TraceTable::parse(&mutate(&encoded.traces, &mut random), encoded.rows);
         }

@@ -2,7 +2,6 @@
 
 use harness::{Server, corpus};
 use serde_json::{Value as Json, json};
-use std::io::Write;
 
 const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -129,37 +128,6 @@ fn refusals_have_the_status_that_clients_understand() {
 }
 
 #[test]
-fn a_decompression_bomb_is_refused_and_the_next_client_served() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let server = Server::start(directory.path());
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 3).expect("into memory");
-    let zeros = vec![0u8; 1 << 20];
-    for _ in 0..2048 {
-        encoder.write_all(&zeros).expect("into memory");
-    }
-    let bomb = encoder.finish().expect("into memory");
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                let (status, ..) = server.post("/v1/traces", &[PROTOBUF, ("content-encoding", "zstd")], &bomb).expect("answered");
-                assert!(status == 413 || status == 429, "{status}");
-            });
-        }
-    });
-    let (good, items) = body(5);
-    assert_eq!(server.send("traces", &good), 200);
-    assert_eq!(server.api("/api/v1/stats")["stored"]["spans"], json!(items));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("Linux");
-    let peak: u64 = status
-        .lines()
-        .find(|l| l.starts_with("VmHWM"))
-        .and_then(|l| l.split_whitespace().nth(1))
-        .and_then(|n| n.parse().ok())
-        .expect("a number");
-    assert!(peak < 384 << 10, "peak memory {peak} kB");
-}
-
-#[test]
 fn hostile_values_are_cut_or_refused_and_never_fatal() {
     let directory = tempfile::tempdir().expect("a directory");
     let server = Server::start(directory.path());
@@ -210,6 +178,49 @@ fn hostile_values_are_cut_or_refused_and_never_fatal() {
     assert!(operations <= 2001, "{operations} operations");
     assert_eq!(server.api("/api/v1/stats")["other"], json!(8000), "what is beyond the limit is counted");
     assert_eq!(server.page("/").0, 200);
+}
+
+/// By default, and wherever an attribute may stand.
+#[test]
+fn secrets_are_not_kept_and_are_counted() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let secret = |key: &str| json!({"key": key, "value": {"stringValue": "hunter2"}});
+    let start = now();
+    let mut one = span("5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "login", start);
+    one["attributes"] = json!([
+        secret("http.request.header.authorization"), secret("db.password"), {"key": "pin.token", "value": {"intValue": "4711"}},
+        {"key": "headers", "value": {"kvlistValue": {"values": [secret("Set-Cookie"), {"key": "accept", "value": {"stringValue": "*"}}]}}},
+        {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "12"}},
+    ]);
+    one["events"] = json!([{"timeUnixNano": start.to_string(), "name": "e", "attributes": [secret("api_key")]}]);
+    let mut sent = request("shop", &[one]);
+    sent["resourceSpans"][0]["resource"]["attributes"].as_array_mut().expect("a list").push(secret("client.secret"));
+    assert_eq!(server.send_json("traces", &sent), (200, json!({})));
+    let log = json!({"timeUnixNano": start.to_string(), "body": {"stringValue": "in"}, "attributes": [secret("cookie")]});
+    let logs = json!({"resourceLogs": [{"scopeLogs": [{"logRecords": [log]}]}]});
+    assert_eq!(server.send_json("logs", &logs), (200, json!({})));
+    let trace = server.api("/api/v1/traces/5b8efff798038103d269b633813fc60c");
+    let attributes = &trace["spans"][0]["attributes"];
+    assert_eq!(attributes["http.request.header.authorization"], json!("[redacted]"));
+    assert_eq!(attributes["pin.token"], json!("[redacted]"));
+    assert_eq!(attributes["headers"], json!({"Set-Cookie": "[redacted]", "accept": "*"}));
+    assert_eq!(attributes["gen_ai.usage.input_tokens"], json!(12));
+    let all = format!("{trace}{}", server.api("/api/v1/logs"));
+    assert!(!all.contains("hunter2") && !all.contains("4711"), "{all}");
+    let cut = &server.api("/api/v1/stats")["cut"];
+    assert_eq!((&cut["spans"]["redacted"], &cut["logs"]["redacted"]), (&json!(6), &json!(1)), "{cut}");
+    assert_eq!(server.terminate(), Some(0));
+    let mut bytes = Vec::new();
+    let mut open = vec![directory.path().to_owned()];
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(std::fs::read_dir(path).expect("it is there").flatten().map(|e| e.path()));
+        } else {
+            bytes.extend(std::fs::read(path).expect("readable"));
+        }
+    }
+    assert!(!bytes.windows(7).any(|w| w == b"hunter2"), "it is in a file");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use super::{Unreadable, exemplar_id};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
 use base64::Engine;
-use firstfall_store::batch::Field;
+use firstfall_store::batch::{Field, REDACTED};
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{Signal, SpanId, TraceId};
 use simd_json::prelude::*;
@@ -320,23 +320,26 @@ fn read_list<T>(
 
 fn read_event(value: Json<'_, '_>, intake: &mut Intake) -> Result<Event, Reason> {
     let mut event = Event::default();
+    let mut said = 0;
     each_field(value, |name, value| {
         match name {
             "timeUnixNano" | "time_unix_nano" => event.time = u64_of(value)?,
             "name" => event.name = text(value)?.to_owned(),
             "attributes" => push_pairs(Some(value), &mut event.attributes, &mut event.dropped_attributes, intake)?,
             "droppedAttributesCount" | "dropped_attributes_count" => {
-                event.dropped_attributes = event.dropped_attributes.saturating_add(u32_of(value)?);
+                said = u32_of(value)?;
             }
             _ => {}
         }
         Ok(())
     })?;
+    event.dropped_attributes = event.dropped_attributes.saturating_add(said);
     Ok(event)
 }
 
 fn read_link(value: Json<'_, '_>, intake: &mut Intake) -> Result<Link, Reason> {
     let mut link = Link::default();
+    let mut said = 0;
     each_field(value, |name, value| {
         match name {
             "traceId" | "trace_id" => link.trace_id = TraceId(Id::read(value)?.bytes().try_into().unwrap_or_default()),
@@ -344,13 +347,14 @@ fn read_link(value: Json<'_, '_>, intake: &mut Intake) -> Result<Link, Reason> {
             "traceState" | "trace_state" => link.trace_state = text(value)?.to_owned(),
             "attributes" => push_pairs(Some(value), &mut link.attributes, &mut link.dropped_attributes, intake)?,
             "droppedAttributesCount" | "dropped_attributes_count" => {
-                link.dropped_attributes = link.dropped_attributes.saturating_add(u32_of(value)?);
+                said = u32_of(value)?;
             }
             "flags" => link.flags = u32_of(value)?,
             _ => {}
         }
         Ok(())
     })?;
+    link.dropped_attributes = link.dropped_attributes.saturating_add(said);
     Ok(link)
 }
 
@@ -485,6 +489,7 @@ fn read_any(value: Json<'_, '_>, depth: usize, intake: &mut Intake) -> Result<Va
                 for pair in field(value, ["values", "values"]).map(array).transpose()?.iter().flat_map(|a| a.iter()) {
                     let (key, value) = key_value(pair)?;
                     let value = match value {
+                        _ if intake.is_secret(key) => Value::Str(REDACTED.to_owned()),
                         Some(value) => read_any(value, depth + 1, intake)?,
                         None => Value::Empty,
                     };
@@ -522,8 +527,7 @@ fn push_pairs(attributes: Option<Json<'_, '_>>, pairs: &mut Pairs, dropped: &mut
             None => Value::Empty,
         };
         let mut key = key.to_owned();
-        intake.cap_key(&mut key);
-        intake.cap_value(&mut value);
+        intake.cap_pair(&mut key, &mut value);
         pairs.push((key, value));
     }
     Ok(())
@@ -586,7 +590,7 @@ fn metric(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
             if monotonic {
                 intake.field(Field::Monotonic, Any::Bool(true))?;
             }
-            point(value, intake)?;
+            point(value, kind, intake)?;
             count_field(Field::DroppedAttributes, intake.attributes_left_out(), intake)
         })();
         match read {
@@ -597,22 +601,22 @@ fn metric(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
     Ok(())
 }
 
-/// What is left of a data point of any type.
-fn point(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
+/// What is left of a data point. Each type has fields of its own; those of another are unknown to it.
+fn point(value: Json<'_, '_>, kind: u8, intake: &mut Intake) -> Result<(), Reason> {
     let mut buckets: Pairs = Vec::new();
     let mut exemplars = Vec::new();
     let mut flags = 0;
     each_field(value, |name, value| {
-        match name {
-            "asDouble" | "as_double" => intake.field(Field::Value, Any::Double(double_of(value)?))?,
-            "asInt" | "as_int" => intake.field(Field::Value, int_of(value)?)?,
-            "count" => intake.field(Field::Count, Any::Int(u64_of(value)? as i64))?,
-            "sum" => intake.field(Field::Sum, Any::Double(double_of(value)?))?,
-            "min" => intake.field(Field::Min, Any::Double(double_of(value)?))?,
-            "max" => intake.field(Field::Max, Any::Double(double_of(value)?))?,
-            "flags" => flags = u32_of(value)?,
-            "bucketCounts" | "bucket_counts" => buckets.push(("counts".into(), counts_of(value)?)),
-            "explicitBounds" | "explicit_bounds" => {
+        match (kind, name) {
+            (1 | 2, "asDouble" | "as_double") => intake.field(Field::Value, Any::Double(double_of(value)?))?,
+            (1 | 2, "asInt" | "as_int") => intake.field(Field::Value, int_of(value)?)?,
+            (3..=5, "count") => intake.field(Field::Count, Any::Int(u64_of(value)? as i64))?,
+            (3..=5, "sum") => intake.field(Field::Sum, Any::Double(double_of(value)?))?,
+            (3 | 4, "min") => intake.field(Field::Min, Any::Double(double_of(value)?))?,
+            (3 | 4, "max") => intake.field(Field::Max, Any::Double(double_of(value)?))?,
+            (_, "flags") => flags = u32_of(value)?,
+            (3, "bucketCounts" | "bucket_counts") => buckets.push(("counts".into(), counts_of(value)?)),
+            (3, "explicitBounds" | "explicit_bounds") => {
                 let mut bounds = Vec::new();
                 for bound in array(value)?.iter() {
                     bounds.push(Value::Double(double_of(bound)?));
@@ -621,10 +625,10 @@ fn point(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
                     buckets.push(("bounds".into(), Value::Array(bounds)));
                 }
             }
-            "scale" => buckets.push(("scale".into(), Value::Int(value.as_i64().ok_or(Reason::Malformed)?))),
-            "zeroCount" | "zero_count" => buckets.push(("zero_count".into(), Value::Int(u64_of(value)? as i64))),
-            "zeroThreshold" | "zero_threshold" => buckets.push(("zero_threshold".into(), Value::Double(double_of(value)?))),
-            "positive" | "negative" => {
+            (4, "scale") => buckets.push(("scale".into(), Value::Int(value.as_i64().ok_or(Reason::Malformed)?))),
+            (4, "zeroCount" | "zero_count") => buckets.push(("zero_count".into(), Value::Int(u64_of(value)? as i64))),
+            (4, "zeroThreshold" | "zero_threshold") => buckets.push(("zero_threshold".into(), Value::Double(double_of(value)?))),
+            (4, "positive" | "negative") => {
                 let offset = match field(value, ["offset", "offset"]) {
                     Some(offset) => offset.as_i64().ok_or(Reason::Malformed)?,
                     None => 0,
@@ -635,7 +639,7 @@ fn point(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
                 };
                 buckets.push((name.to_owned(), Value::Map(vec![("offset".into(), Value::Int(offset)), ("counts".into(), counts)])));
             }
-            "quantileValues" | "quantile_values" => {
+            (5, "quantileValues" | "quantile_values") => {
                 let mut quantiles = Vec::new();
                 for pair in array(value)?.iter() {
                     let number = |names| field(pair, names).map(double_of).transpose().map(Option::unwrap_or_default);
@@ -648,7 +652,7 @@ fn point(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
                     buckets.push(("quantiles".into(), Value::Array(quantiles)));
                 }
             }
-            "exemplars" => {
+            (1..=4, "exemplars") => {
                 for exemplar in array(value)?.iter().take(intake.limits.events_max) {
                     exemplars.push(read_exemplar(exemplar, intake)?);
                 }

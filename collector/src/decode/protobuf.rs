@@ -6,7 +6,7 @@
 
 use super::{Unreadable, exemplar_id, set};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
-use firstfall_store::batch::Field;
+use firstfall_store::batch::{Field, REDACTED};
 use firstfall_store::pack::Writer;
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{Signal, SpanId, TraceId};
@@ -222,14 +222,17 @@ fn count_points(metric: &[u8]) -> Result<u64, Broken> {
 /// `Resource`: 1 attributes, 2 dropped_attributes_count.
 fn read_resource(bytes: &[u8], schema_url: &[u8], intake: &mut Intake) -> Result<Resource, Reason> {
     let mut resource = Resource { schema_url: text(schema_url)?, ..Resource::default() };
+    // What the client left out; what we leave out is added.
+    let mut said = 0;
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match number {
             1 => push_pair(wire.bytes()?, &mut resource.attributes, &mut resource.dropped_attributes, intake)?,
-            2 => resource.dropped_attributes = resource.dropped_attributes.saturating_add(wire.varint()? as u32),
+            2 => said = wire.varint()? as u32,
             _ => {}
         }
     }
+    resource.dropped_attributes = resource.dropped_attributes.saturating_add(said);
     Ok(resource)
 }
 
@@ -277,16 +280,18 @@ fn scope_group(signal: Signal, bytes: &[u8], intake: &mut Intake) -> Result<(), 
 /// `InstrumentationScope`: 1 name, 2 version, 3 attributes, 4 dropped_attributes_count.
 fn read_scope(bytes: &[u8], schema_url: &[u8], intake: &mut Intake) -> Result<Scope, Reason> {
     let mut scope = Scope { schema_url: text(schema_url)?, ..Scope::default() };
+    let mut said = 0;
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match number {
             1 => scope.name = wire.string()?,
             2 => scope.version = wire.string()?,
             3 => push_pair(wire.bytes()?, &mut scope.attributes, &mut scope.dropped_attributes, intake)?,
-            4 => scope.dropped_attributes = scope.dropped_attributes.saturating_add(wire.varint()? as u32),
+            4 => said = wire.varint()? as u32,
             _ => {}
         }
     }
+    scope.dropped_attributes = scope.dropped_attributes.saturating_add(said);
     Ok(scope)
 }
 
@@ -405,22 +410,25 @@ fn read_list<T>(
 /// `Span.Event`: 1 time, 2 name, 3 attributes, 4 dropped_attributes_count.
 fn read_event(bytes: &[u8], intake: &mut Intake) -> Result<Event, Reason> {
     let mut event = Event::default();
+    let mut said = 0;
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match number {
             1 => event.time = wire.fixed64()?,
             2 => event.name = wire.string()?,
             3 => push_pair(wire.bytes()?, &mut event.attributes, &mut event.dropped_attributes, intake)?,
-            4 => event.dropped_attributes = event.dropped_attributes.saturating_add(wire.varint()? as u32),
+            4 => said = wire.varint()? as u32,
             _ => {}
         }
     }
+    event.dropped_attributes = event.dropped_attributes.saturating_add(said);
     Ok(event)
 }
 
 /// `Span.Link`: 1 trace_id, 2 span_id, 3 trace_state, 4 attributes, 5 dropped_attributes_count, 6 flags.
 fn read_link(bytes: &[u8], intake: &mut Intake) -> Result<Link, Reason> {
     let mut link = Link::default();
+    let mut said = 0;
     let mut walk = Walk::new(bytes);
     while let Some((number, wire)) = walk.next()? {
         match number {
@@ -428,11 +436,12 @@ fn read_link(bytes: &[u8], intake: &mut Intake) -> Result<Link, Reason> {
             2 => link.span_id = SpanId(wire.bytes()?.try_into().map_or(0, u64::from_be_bytes)),
             3 => link.trace_state = wire.string()?,
             4 => push_pair(wire.bytes()?, &mut link.attributes, &mut link.dropped_attributes, intake)?,
-            5 => link.dropped_attributes = link.dropped_attributes.saturating_add(wire.varint()? as u32),
+            5 => said = wire.varint()? as u32,
             6 => link.flags = wire.fixed32()?,
             _ => {}
         }
     }
+    link.dropped_attributes = link.dropped_attributes.saturating_add(said);
     Ok(link)
 }
 
@@ -574,9 +583,13 @@ fn encode_any(found: Found<'_>, depth: usize, intake: &mut Intake, out: &mut Vec
             while let Some((number, wire)) = walk.next()? {
                 if number == 1 {
                     let (key, value) = key_value(wire.bytes()?)?;
-                    std::str::from_utf8(key).map_err(|_| Reason::NotUtf8)?;
+                    let name = std::str::from_utf8(key).map_err(|_| Reason::NotUtf8)?;
                     out.text(key);
-                    encode_any(any_value(value)?, depth + 1, intake, out)?;
+                    if intake.is_secret(name) {
+                        Value::Str(REDACTED.to_owned()).encode(out);
+                    } else {
+                        encode_any(any_value(value)?, depth + 1, intake, out)?;
+                    }
                 }
             }
         }
@@ -629,8 +642,7 @@ fn push_pair(bytes: &[u8], pairs: &mut Pairs, dropped: &mut u32, intake: &mut In
     } else {
         Value::decode(&mut firstfall_store::pack::Reader::new(&encoded), 0).map_err(|_| Reason::Malformed)?
     };
-    intake.cap_key(&mut key);
-    intake.cap_value(&mut value);
+    intake.cap_pair(&mut key, &mut value);
     pairs.push((key, value));
     Ok(())
 }

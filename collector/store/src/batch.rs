@@ -598,10 +598,14 @@ pub struct Row {
     pub marks: u8,
 }
 
-/// Attribute keys whose values the collector wants back when a row ends, by role. Roles are small numbers from 1;
-/// 0 is "no role".
-pub type Roles = fn(&[u8]) -> u8;
+/// What the collector wants to do with the values of an attribute key. Small numbers from 1 name values that it wants back when a row
+/// ends; 0 is "nothing", and `REDACT` says that the value is a secret, of which only the fact that it was there is kept. Asked once for
+/// each key of a request.
+pub type Roles = std::sync::Arc<dyn Fn(&[u8]) -> u8 + Send + Sync>;
 pub const ROLES: usize = 8;
+pub const REDACT: u8 = u8::MAX;
+/// What stands in the place of a secret.
+pub const REDACTED: &str = "[redacted]";
 
 const NO_ROW: u32 = u32::MAX;
 
@@ -630,6 +634,7 @@ pub struct BatchBuilder {
     trace_table: HashTable<u32>,
     hasher: foldhash::fast::RandomState,
     roles: Roles,
+    redacted: u64,
 
     lane: Vec<u32>,
     shape: Vec<u32>,
@@ -689,6 +694,7 @@ impl BatchBuilder {
             trace_table: HashTable::new(),
             hasher: foldhash::fast::RandomState::default(),
             roles,
+            redacted: 0,
             lane: Vec::with_capacity(rows),
             shape: Vec::with_capacity(rows),
             trace: Vec::with_capacity(rows),
@@ -843,52 +849,78 @@ impl BatchBuilder {
     #[inline]
     pub fn push_str(&mut self, field: Field, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
         let (column, before) = self.column(field, Kind::Str, key)?;
+        let role = self.column_roles[column as usize];
+        let value = if role == REDACT { self.redact(value) } else { value };
         let word = match before {
             Some(word) if same(self.strings.arena.get(word), value) => word,
             _ => self.text(column, value)?,
         };
         self.push(column, word);
-        let role = self.column_roles[column as usize];
-        if role != 0 {
-            self.facts[role as usize] = Fact::Str(word);
-        }
+        self.note(role, Fact::Str(word));
         Ok(())
+    }
+
+    /// Counts a secret; what stands for it.
+    #[cold]
+    fn redact(&mut self, value: &[u8]) -> &'static [u8] {
+        self.redacted += u64::from(value != REDACTED.as_bytes());
+        REDACTED.as_bytes()
+    }
+
+    #[inline]
+    fn note(&mut self, role: u8, fact: Fact) {
+        if role != 0 && role != REDACT {
+            self.facts[role as usize] = fact;
+        }
+    }
+
+    /// The column for a value that is no text, or nothing when it is a secret: then its place is taken by a text.
+    #[inline]
+    fn column_unless_secret(&mut self, field: Field, kind: Kind, key: &[u8]) -> Result<Option<(u32, Option<u32>)>, NotUtf8> {
+        let (column, before) = self.column(field, kind, key)?;
+        if self.column_roles[column as usize] == REDACT {
+            self.push_str(field, key, b"")?;
+            return Ok(None);
+        }
+        Ok(Some((column, before)))
     }
 
     #[inline]
     pub fn push_int(&mut self, field: Field, key: &[u8], value: i64) -> Result<(), NotUtf8> {
-        let (kind, word) = match u16::try_from(value) {
-            Ok(small) => (Kind::Small, u32::from(small)),
+        let small = u16::try_from(value);
+        let kind = if small.is_ok() { Kind::Small } else { Kind::Wide };
+        let Some((column, _)) = self.column_unless_secret(field, kind, key)? else { return Ok(()) };
+        let word = match small {
+            Ok(small) => small.into(),
             Err(_) => {
                 self.wide.push(value as u64);
-                (Kind::Wide, self.wide.len() as u32 - 1)
+                self.wide.len() as u32 - 1
             }
         };
-        let (column, _) = self.column(field, kind, key)?;
         self.push(column, word);
-        let role = self.column_roles[column as usize];
-        if role != 0 {
-            self.facts[role as usize] = Fact::Int(value);
-        }
+        self.note(self.column_roles[column as usize], Fact::Int(value));
         Ok(())
     }
 
     pub fn push_double(&mut self, field: Field, key: &[u8], value: f64) -> Result<(), NotUtf8> {
-        let (column, _) = self.column(field, Kind::Double, key)?;
-        self.wide.push(value.to_bits());
-        self.push(column, self.wide.len() as u32 - 1);
+        if let Some((column, _)) = self.column_unless_secret(field, Kind::Double, key)? {
+            self.wide.push(value.to_bits());
+            self.push(column, self.wide.len() as u32 - 1);
+        }
         Ok(())
     }
 
     pub fn push_bool(&mut self, field: Field, key: &[u8], value: bool) -> Result<(), NotUtf8> {
-        let (column, _) = self.column(field, Kind::Bool, key)?;
-        self.push(column, value.into());
+        if let Some((column, _)) = self.column_unless_secret(field, Kind::Bool, key)? {
+            self.push(column, value.into());
+        }
         Ok(())
     }
 
     pub fn push_empty(&mut self, field: Field, key: &[u8]) -> Result<(), NotUtf8> {
-        let (column, _) = self.column(field, Kind::Empty, key)?;
-        self.push(column, 0);
+        if let Some((column, _)) = self.column_unless_secret(field, Kind::Empty, key)? {
+            self.push(column, 0);
+        }
         Ok(())
     }
 
@@ -902,13 +934,18 @@ impl BatchBuilder {
     }
 
     fn push_blob(&mut self, field: Field, kind: Kind, key: &[u8], value: &[u8]) -> Result<(), NotUtf8> {
-        let (column, before) = self.column(field, kind, key)?;
+        let Some((column, before)) = self.column_unless_secret(field, kind, key)? else { return Ok(()) };
         let word = match before {
             Some(word) if self.blobs.get(word) == value => word,
             _ => self.blobs.push(value),
         };
         self.push(column, word);
         Ok(())
+    }
+
+    /// Secrets whose values were not kept.
+    pub fn redacted(&self) -> u64 {
+        self.redacted
     }
 
     #[inline]

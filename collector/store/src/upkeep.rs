@@ -176,7 +176,7 @@ struct Rebuilder {
 
 impl Rebuilder {
     fn new(signal: Signal, rows: usize) -> Rebuilder {
-        Rebuilder { builder: BatchBuilder::new(signal, rows * 400, |_| 0), contexts: hashbrown::HashMap::new() }
+        Rebuilder { builder: BatchBuilder::new(signal, rows * 400, Arc::new(|_| 0)), contexts: hashbrown::HashMap::new() }
     }
 
     fn push(&mut self, item: &Item) {

@@ -31,10 +31,8 @@ fn cpu_seconds(pid: u32) -> f64 {
     ticks / 100.0
 }
 
-fn peak_mib(pid: u32) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap_or("");
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+fn peak_mib(server: &Server) -> f64 {
+    server.memory_kib("VmHWM") as f64 / 1024.0
 }
 
 fn thread_cpu() -> f64 {
@@ -136,7 +134,7 @@ fn ingest(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<corpus::Template>>,
             format!("{cost:.2} ({:.2} x prost, {:.2} x HTTP)", cost / prost, cost / http_cost),
         );
         row(&format!("{name}: spans/s, both cores shared with the generator"), format!("{:.0}", accepted as f64 / took));
-        row(&format!("{name}: peak memory, MiB"), format!("{:.0}", peak_mib(server.id())));
+        row(&format!("{name}: peak memory, MiB"), format!("{:.0}", peak_mib(&server)));
         assert_eq!(server.terminate(), Some(0));
         if way == Way::Http {
             let disk = directory_bytes(directory.path());

@@ -81,7 +81,7 @@ pub fn ask(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<Template>>, count:
         through_server(&server, "while 100,000 spans/s come in: ", end, 30);
         load.join().expect("the load ends well");
     });
-    row("peak memory during ingest and queries, MiB", format!("{:.0}", peak_mib(server.id())));
+    row("peak memory during ingest and queries, MiB", format!("{:.0}", peak_mib(&server)));
     assert_eq!(server.terminate(), Some(0));
     if keep.is_none() {
         restarts(runtime, spans, directory);

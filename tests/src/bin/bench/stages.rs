@@ -5,31 +5,9 @@ use collector::decode::{self, Format};
 use collector::validate::{Intake, Limits};
 use firstfall_store::batch::Batch;
 use firstfall_store::rollup::Rollups;
-use firstfall_store::{Service, Signal, block};
+use firstfall_store::{Signal, block};
 use harness::corpus::{self, Template};
-
-/// A partition's dictionary, without the partition.
-struct Ids(Vec<Vec<u8>>);
-impl Ids {
-    fn id(&mut self, key: &[u8]) -> u32 {
-        let at = self.0.iter().position(|k| k == key).unwrap_or_else(|| {
-            self.0.push(key.to_vec());
-            self.0.len() - 1
-        });
-        at as u32 + 1
-    }
-}
-impl block::Dictionary for Ids {
-    fn service(&mut self, service: &Service) -> u32 {
-        self.id(service.name.as_bytes())
-    }
-    fn resource(&mut self, body: &[u8]) -> u32 {
-        self.id(body)
-    }
-    fn scope(&mut self, body: &[u8]) -> u32 {
-        self.id(body)
-    }
-}
+use harness::stored::Ids;
 
 fn ns(seconds: f64, items: usize) -> String {
     format!("{:.0} ns", seconds / items as f64 * 1e9)
@@ -96,7 +74,7 @@ fn stages(item: &str, signal: Signal, bodies: &[Vec<u8>], items: usize, whole_bl
     let start = thread_cpu();
     let mut size = 0;
     for _ in 0..ROUNDS {
-        let encoded = block::encode(&batches.iter().collect::<Vec<_>>(), &mut Ids(Vec::new()));
+        let encoded = block::encode(&batches.iter().collect::<Vec<_>>(), &mut Ids::default());
         size = encoded.segments.iter().map(Vec::len).sum::<usize>() + encoded.traces.len() + encoded.directory.len() + encoded.filter.len();
     }
     let spent = ns(thread_cpu() - start, rows * ROUNDS);
