@@ -155,6 +155,46 @@ pub fn marked(signal: Signal, mark: &str) -> Vec<u8> {
     sample.protobuf()
 }
 
+/// The same request at another time: what was around `NOW` is around `at`.
+pub fn shifted(signal: Signal, body: &[u8], at: u64) -> Vec<u8> {
+    let mut body = body.to_vec();
+    let moved = |time: u64| if time.abs_diff(NOW) < 7_200_000_000_000 { at.wrapping_add(time.wrapping_sub(NOW)) } else { time };
+    match signal {
+        Signal::Traces => {
+            let mut request = ExportTraceServiceRequest::decode(&body[..]).expect("own body");
+            let spans = request.resource_spans.iter_mut().flat_map(|r| &mut r.scope_spans).flat_map(|s| &mut s.spans);
+            spans.for_each(|s| {
+                (s.start_time_unix_nano, s.end_time_unix_nano) = (moved(s.start_time_unix_nano), moved(s.end_time_unix_nano))
+            });
+            body = request.encode_to_vec();
+        }
+        Signal::Logs => {
+            let mut request = ExportLogsServiceRequest::decode(&body[..]).expect("own body");
+            let logs = request.resource_logs.iter_mut().flat_map(|r| &mut r.scope_logs).flat_map(|s| &mut s.log_records);
+            // An item that nobody dated gets the time of its arrival, which is another one each time.
+            logs.for_each(|l| (l.time_unix_nano, l.observed_time_unix_nano) = (at, at + 1));
+            body = request.encode_to_vec();
+        }
+        Signal::Metrics => {
+            let mut request = ExportMetricsServiceRequest::decode(&body[..]).expect("own body");
+            let metrics = request.resource_metrics.iter_mut().flat_map(|r| &mut r.scope_metrics).flat_map(|s| &mut s.metrics);
+            for data in metrics.filter_map(|m| m.data.as_mut()) {
+                match data {
+                    metric::Data::Gauge(g) => g.data_points.iter_mut().for_each(|p| p.time_unix_nano = moved(p.time_unix_nano)),
+                    metric::Data::Sum(s) => s.data_points.iter_mut().for_each(|p| p.time_unix_nano = moved(p.time_unix_nano)),
+                    metric::Data::Histogram(h) => h.data_points.iter_mut().for_each(|p| p.time_unix_nano = moved(p.time_unix_nano)),
+                    metric::Data::ExponentialHistogram(h) => {
+                        h.data_points.iter_mut().for_each(|p| p.time_unix_nano = moved(p.time_unix_nano))
+                    }
+                    metric::Data::Summary(s) => s.data_points.iter_mut().for_each(|p| p.time_unix_nano = moved(p.time_unix_nano)),
+                }
+            }
+            body = request.encode_to_vec();
+        }
+    }
+    body
+}
+
 /// Changes one to three places: a byte, a bit, one less, one more, the end cut off, a run of 0xff, a piece moved elsewhere.
 pub fn mutate(bytes: &[u8], r: &mut Random) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
