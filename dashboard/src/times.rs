@@ -85,17 +85,26 @@ pub fn clock(nanos: u64) -> String {
     rfc3339(nanos)[11..23].to_owned()
 }
 
-/// `03:02`, for an axis.
-pub fn clock_short(nanos: u64) -> String {
-    rfc3339(nanos)[11..16].to_owned()
+/// A time below an axis that spans so many nanoseconds: `03:02:51`, `03:02`, or `Nov 23`.
+pub fn axis(nanos: u64, span: u64) -> String {
+    match span / SECOND {
+        0..=599 => rfc3339(nanos)[11..19].to_owned(),
+        600..=172_799 => rfc3339(nanos)[11..16].to_owned(),
+        _ => day(nanos),
+    }
+}
+
+/// `Nov 23`.
+fn day(nanos: u64) -> String {
+    let text = rfc3339(nanos);
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let month: usize = text[5..7].parse().unwrap_or(1);
+    format!("{} {}", months[month - 1], text[8..10].trim_start_matches('0'))
 }
 
 /// `Nov 23, 03:02:51`.
 pub fn day_and_clock(nanos: u64) -> String {
-    let text = rfc3339(nanos);
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month: usize = text[5..7].parse().unwrap_or(1);
-    format!("{} {}, {} UTC", months[month - 1], text[8..10].trim_start_matches('0'), &text[11..19])
+    format!("{}, {} UTC", day(nanos), &rfc3339(nanos)[11..19])
 }
 
 /// `4 s`, `3 min`, `2 h`, `5 d`.

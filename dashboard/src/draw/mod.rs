@@ -11,13 +11,19 @@ pub struct Line<'a> {
     pub points: Vec<(u64, Option<f64>)>,
 }
 
-const WIDTH: f64 = 600.0;
-/// Charts that take the width of the page.
+/// A chart in a column, and every chart on a phone. It is scaled as a whole, so its texts keep their shape.
+const NARROW: f64 = 400.0;
+/// A chart that takes the width of the page.
 const WIDE: f64 = 1200.0;
 const HEIGHT: f64 = 150.0;
 const LEFT: f64 = 44.0;
 const BOTTOM: f64 = 18.0;
 const TOP: f64 = 8.0;
+
+/// A chart over the width of the page, drawn for wide screens and again for narrow ones; the style sheet shows one of the two.
+fn for_both(draw: impl Fn(f64) -> String) -> String {
+    format!(r#"<div class="wide-only">{}</div><div class="narrow-only">{}</div>"#, draw(WIDE), draw(NARROW))
+}
 
 /// A round number at or above the largest value, for the top of an axis.
 fn ceiling(value: f64) -> f64 {
@@ -55,7 +61,7 @@ fn time_axis(svg: &mut String, from: u64, to: u64, height: f64, x: impl Fn(u64) 
             r#"<text class="axis" x="{:.0}" y="{:.0}" text-anchor="{anchor}">{}</text>"#,
             x(time),
             height - 4.0,
-            times::clock_short(time)
+            times::axis(time, to - from)
         );
     }
 }
@@ -63,7 +69,7 @@ fn time_axis(svg: &mut String, from: u64, to: u64, height: f64, x: impl Fn(u64) 
 /// Lines over time. A gap in the data is a gap in the line.
 pub fn lines(title: &str, unit: &str, from: u64, to: u64, step: u64, lines: &[Line<'_>]) -> String {
     let top = ceiling(lines.iter().flat_map(|l| l.points.iter().filter_map(|(_, v)| *v)).fold(0.0, f64::max));
-    let x = |time: u64| LEFT + (WIDTH - LEFT) * (time.saturating_sub(from)) as f64 / (to - from).max(1) as f64;
+    let x = |time: u64| LEFT + (NARROW - LEFT) * (time.saturating_sub(from)) as f64 / (to - from).max(1) as f64;
     let y = |value: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - value / top);
     let mut svg = String::new();
     let summary: Vec<String> = lines
@@ -75,14 +81,14 @@ pub fn lines(title: &str, unit: &str, from: u64, to: u64, step: u64, lines: &[Li
         .collect();
     let _ = write!(
         svg,
-        r#"<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{}: {}" preserveAspectRatio="none">"#,
+        r#"<svg class="chart" viewBox="0 0 {NARROW} {HEIGHT}" role="img" aria-label="{}: {}">"#,
         escape(title),
         escape(&summary.join(", "))
     );
     for part in 0..=2 {
         let value = top * f64::from(part) / 2.0;
         let at = y(value);
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{NARROW}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
     time_axis(&mut svg, from, to, HEIGHT, x);
@@ -128,18 +134,20 @@ pub fn sparkline(values: &[Option<f64>]) -> String {
 
 /// Stacked bars over time: (start, from the bottom up).
 pub fn bars(title: &str, from: u64, to: u64, step: u64, bars: &[(u64, [u64; 3])]) -> String {
+    for_both(|across| bars_across(across, title, from, to, step, bars))
+}
+
+fn bars_across(across: f64, title: &str, from: u64, to: u64, step: u64, bars: &[(u64, [u64; 3])]) -> String {
     let height = 80.0;
     let top = ceiling(bars.iter().map(|(_, parts)| parts.iter().sum::<u64>()).max().unwrap_or(0) as f64);
-    let x = |time: u64| LEFT + (WIDE - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
-    let width = ((WIDE - LEFT) * step as f64 / (to - from).max(1) as f64 - 0.8).max(0.8);
+    let x = |time: u64| LEFT + (across - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
+    let width = ((across - LEFT) * step as f64 / (to - from).max(1) as f64 - 0.8).max(0.8);
     let total: u64 = bars.iter().map(|(_, parts)| parts.iter().sum::<u64>()).sum();
-    let mut svg = format!(
-        r#"<svg class="chart wide low" viewBox="0 0 {WIDE} {height}" role="img" aria-label="{}: {total} in all" preserveAspectRatio="none">"#,
-        escape(title)
-    );
+    let mut svg =
+        format!(r#"<svg class="chart" viewBox="0 0 {across} {height}" role="img" aria-label="{}: {total} in all">"#, escape(title));
     for value in [0.0, top] {
         let at = TOP + (height - TOP - BOTTOM) * (1.0 - value / top);
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDE}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{across}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
     time_axis(&mut svg, from, to, height, x);
@@ -163,19 +171,23 @@ pub fn bars(title: &str, from: u64, to: u64, step: u64, bars: &[(u64, [u64; 3])]
 
 /// Traces as dots: when they began against how long they took, on a logarithmic axis. Each is a link.
 pub fn scatter(from: u64, to: u64, dots: &[(u64, u64, bool, String)]) -> String {
+    for_both(|across| scatter_across(across, from, to, dots))
+}
+
+fn scatter_across(across: f64, from: u64, to: u64, dots: &[(u64, u64, bool, String)]) -> String {
     let (low, high) =
         dots.iter().fold((f64::MAX, 1.0f64), |(lo, hi), (_, d, ..)| (lo.min((*d).max(1000) as f64), hi.max((*d).max(1000) as f64)));
     let (low, high) = (10f64.powf(low.min(high).log10().floor()), 10f64.powf(high.log10().ceil()).max(1e6));
-    let x = |time: u64| LEFT + (WIDE - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
+    let x = |time: u64| LEFT + (across - LEFT) * time.saturating_sub(from) as f64 / (to - from).max(1) as f64;
     let y = |d: f64| TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - (d.max(low) / low).log10() / (high / low).log10().max(1e-9));
     let mut svg = format!(
-        r#"<svg class="chart wide" viewBox="0 0 {WIDE} {HEIGHT}" role="img" aria-label="Duration of {} traces over time; the table below lists them" preserveAspectRatio="none">"#,
+        r#"<svg class="chart" viewBox="0 0 {across} {HEIGHT}" role="img" aria-label="Duration of {} traces over time; the table below lists them">"#,
         dots.len()
     );
     let mut tick = low;
     while tick <= high * 1.001 {
         let at = y(tick);
-        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{WIDE}" y1="{at:.1}" y2="{at:.1}"/>"#);
+        let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{across}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let label = match tick as u64 {
             ns @ 0..=999_999 => format!("{} µs", ns / 1000),
             ns @ 1_000_000..=999_999_999 => format!("{} ms", ns / 1_000_000),
