@@ -1,7 +1,7 @@
 //! What the semantic conventions, old and new, say about an item: who sent it, whether it failed, whether it is a request.
 
 use firstfall_store::Service;
-use firstfall_store::batch::{BatchBuilder, Fact};
+use firstfall_store::builder::{BatchBuilder, Fact};
 use firstfall_store::value::{Pairs, text_of};
 
 const HTTP_STATUS: u8 = 1;

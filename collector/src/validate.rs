@@ -6,7 +6,8 @@
 
 use crate::redact::Redaction;
 use crate::{semconv, senders};
-use firstfall_store::batch::{Batch, BatchBuilder, Field, NotUtf8, REDACT, REDACTED, Row, marks};
+use firstfall_store::batch::{Batch, Field, marks};
+use firstfall_store::builder::{BatchBuilder, NotUtf8, REDACT, REDACTED, Row};
 use firstfall_store::value::{Resource, Scope, Stored, Value};
 use firstfall_store::{NANOS_PER_SECOND, Signal};
 use std::sync::Arc;

@@ -9,7 +9,8 @@
 use super::{Unreadable, exemplar_id};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
 use base64::Engine;
-use firstfall_store::batch::{Field, REDACTED};
+use firstfall_store::batch::Field;
+use firstfall_store::builder::REDACTED;
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{Signal, SpanId, TraceId};
 use simd_json::prelude::*;

@@ -6,7 +6,8 @@
 
 use super::{Unreadable, exemplar_id, set};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
-use firstfall_store::batch::{Field, REDACTED};
+use firstfall_store::batch::Field;
+use firstfall_store::builder::REDACTED;
 use firstfall_store::pack::Writer;
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{Signal, SpanId, TraceId};

@@ -4,10 +4,11 @@
 //! blocks and the live generation together. Everything here is synchronous: no network, no async, no clock but the wall clock
 //! that a caller hands in. All SQL of the project lives in this crate.
 //!
-//! Start with `store` (what happens to a batch), then `batch` and `block` (what it is made of), then `query`.
+//! Start with `store` (what happens to a batch), then `batch` and `block` (what it is made of; `builder` makes a batch), then `query`.
 
 pub mod batch;
 pub mod block;
+pub mod builder;
 mod error;
 pub mod filter;
 pub mod histogram;

@@ -1,7 +1,7 @@
 //! What happens in the background: small blocks are merged, old partitions dropped, the room on the disk is watched.
 
-use crate::batch::{BatchBuilder, Row};
 use crate::block::BLOCK_ROWS;
+use crate::builder::{BatchBuilder, Row};
 use crate::partition::{BlockInfo, Partition, Pinned};
 use crate::query::Item;
 use crate::recent::REMEMBERED;

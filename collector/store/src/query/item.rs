@@ -1,7 +1,8 @@
 //! A row taken out of its columns: what pages, the API and exports draw.
 
 use super::filter::cell_value;
-use crate::batch::{Batch, BatchBuilder, Field, Kind, NotUtf8, marks};
+use crate::batch::{Batch, Field, Kind, marks};
+use crate::builder::{BatchBuilder, NotUtf8};
 use crate::pack::unzigzag;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Parent, Segment, SegmentValue, TraceTable};
