@@ -174,6 +174,15 @@ settings! {
         |c| bytes(c.limits.value_bytes_max as u64);
     "limits.body_bytes_max": "Bytes of a log body; default 256KiB.", |c, t| c.limits.body_bytes_max = at_least(64, size(t)?)?,
         |c| bytes(c.limits.body_bytes_max as u64);
+    "limits.name_bytes_max": "Bytes of the name of a span, metric or event; default 1024B.",
+        |c, t| c.limits.name_bytes_max = at_least(16, size(t)?)?,
+        |c| bytes(c.limits.name_bytes_max as u64);
+    "limits.events_max": "Events, and links, of one span; default 1024.",
+        |c, t| c.limits.events_max = at_least(1, number(t)?)?,
+        |c| c.limits.events_max.to_string();
+    "limits.nesting_max": "Levels to which a value may be nested, at most 64; what is deeper becomes text. Default 64.",
+        |c, t| c.limits.nesting_max = at_least(1, number(t)?.min(64))?,
+        |c| c.limits.nesting_max.to_string();
     "limits.redact": "Keys of secrets, by comma, known by their last part; their values are not kept. Default: the usual ones; empty: none.",
         |c, t| c.limits.redact = Redaction::new(t.split(',')),
         |c| c.limits.redact.list();
@@ -306,8 +315,8 @@ pub fn reference(config: &Config) -> String {
             section = of;
         }
         let value = (setting.get)(config);
-        // A token is not printed, and what is not set has no value to write.
-        let comment = if value.is_empty() || setting.path == "server.token" { "# " } else { "" };
+        // A token is not printed, and its file is not remembered.
+        let comment = if setting.path.starts_with("server.token") { "# " } else { "" };
         out.push_str(&format!("# {}\n{comment}{key} = {}\n", setting.about, serde_json::Value::String(value)));
     }
     out
@@ -334,6 +343,8 @@ mod tests {
     #[test]
     fn what_check_config_prints_can_be_read_again_and_means_the_same() {
         let config = check("[retention]\nage = '36h'\n[limits]\nrequest_bytes_max = '1500kB'\nredact = 'iban, pin'\n", &[]).expect("valid");
+        let none = check("[limits]\nredact = ''\n", &[]).expect("valid");
+        assert_eq!(format!("{:?}", check(&reference(&none), &[]).expect("valid")), format!("{none:?}"));
         let printed = reference(&config);
         assert!(printed.contains("age = \"36h\"") && printed.contains("request_bytes_max = \"1500000\""), "{printed}");
         let again = check(&printed, &[]).expect("valid");

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-/// Names of attributes whose values are secrets. A key is one of them when its last part is, whatever its case and whether it is written with
-/// `-`, `_` or `.`: `http.request.header.set-cookie`, `db.password`, `X-Api-Key`.
+/// Names of attributes whose values are secrets. A key is one of them when its last words are, whatever their case and whatever stands
+/// between them: `http.request.header.set-cookie`, `db.password`, `X-Api-Key`, `clientSecret`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redaction {
     names: Arc<[String]>,
@@ -39,16 +39,14 @@ impl Default for Redaction {
     }
 }
 
-fn plain(byte: u8) -> u8 {
-    match byte.to_ascii_lowercase() {
-        b'_' | b'.' => b'-',
-        other => other,
-    }
+/// What stands between the words of a name, for those who do not write them in one.
+fn between(byte: u8) -> bool {
+    !byte.is_ascii_alphanumeric() && byte.is_ascii()
 }
 
 impl Redaction {
     pub fn new<'a>(names: impl Iterator<Item = &'a str>) -> Redaction {
-        let plain = |name: &str| name.trim().bytes().map(plain).map(char::from).collect::<String>();
+        let plain = |name: &str| name.bytes().filter(|b| !between(*b)).map(|b| b.to_ascii_lowercase() as char).collect::<String>();
         Redaction { names: names.map(plain).filter(|name| !name.is_empty()).collect() }
     }
 
@@ -59,12 +57,24 @@ impl Redaction {
 
     /// Whether the value under a key is a secret.
     pub fn is_secret(&self, key: &[u8]) -> bool {
-        self.names.iter().any(|name| {
-            let Some(start) = key.len().checked_sub(name.len()) else { return false };
-            let whole_part = start == 0 || plain(key[start - 1]) == b'-';
-            whole_part && key[start..].iter().zip(name.bytes()).all(|(a, b)| plain(*a) == b)
-        })
+        self.names.iter().any(|name| ends_with_words(key, name.as_bytes()))
     }
+}
+
+/// Whether a key ends with a name, which begins where a word begins: after a sign, or with a capital after a small letter.
+fn ends_with_words(key: &[u8], name: &[u8]) -> bool {
+    let mut left = name.len();
+    let mut start = key.len();
+    while left > 0 {
+        let Some(at) = start.checked_sub(1) else { return false };
+        start = at;
+        if key[at].eq_ignore_ascii_case(&name[left - 1]) {
+            left -= 1;
+        } else if !between(key[at]) || left == name.len() {
+            return false;
+        }
+    }
+    start == 0 || between(key[start - 1]) || (key[start].is_ascii_uppercase() && key[start - 1].is_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -84,7 +94,8 @@ mod tests {
         ] {
             assert!(redaction.is_secret(key.as_bytes()), "{key}");
         }
-        for key in ["", "http.route", "tokenizer", "gen_ai.usage.input_tokens", "password.length", "cookies", "monkey"] {
+        for key in ["", "http.route", "tokenizer", "gen_ai.usage.input_tokens", "password.length", "cookies", "monkey", "token.", "broken"]
+        {
             assert!(!redaction.is_secret(key.as_bytes()), "{key}");
         }
         assert!(!Redaction::new(std::iter::empty()).is_secret(b"password"));

@@ -368,12 +368,17 @@ impl Intake {
             self.trim(Trim::Attributes);
             return Ok(());
         }
-        let key = if key.len() > self.limits.key_bytes_max {
+        if key.len() > self.limits.key_bytes_max {
             self.trim(Trim::Key);
-            cut(key, self.limits.key_bytes_max)
-        } else {
-            key
-        };
+            // What it is called is decided before it is cut.
+            let value = if self.limits.redact.is_secret(key) {
+                self.trim(Trim::Redacted);
+                Any::Str(REDACTED.as_bytes())
+            } else {
+                value
+            };
+            return self.push(Field::Attribute, cut(key, self.limits.key_bytes_max), value, self.limits.value_bytes_max);
+        }
         self.push(Field::Attribute, key, value, self.limits.value_bytes_max)
     }
 

@@ -5,6 +5,7 @@
 use collector::decode::{self, Format};
 use collector::validate::{Intake, Limits};
 use firstfall_store::batch::{Batch, RECORD_VERSION};
+use firstfall_store::rollup::{self, Rollups};
 use firstfall_store::segment::{Directory, TraceTable};
 use firstfall_store::{Signal, block};
 use harness::corpus::{self, Random};
@@ -48,11 +49,29 @@ fn damaged_blocks_are_errors() {
             let segment = &encoded.segments[round as usize % encoded.segments.len()];
             refused += u64::from(read_segment(mutate(segment, &mut random)).is_err());
             let _ = Directory::parse(&mutate(&encoded.directory, &mut random));
-            let _ = TraceTable::parse(&mutate(&encoded.traces, &mut random), encoded.rows);
+            let _ = TraceTable::parse(&mutate(&encoded.traces, &mut random), encoded.rows).and_then(|t| t.of_row().map(<[u32]>::len));
         }
         // Span ids are kept as they are, without a checksum; nearly all else is noticed.
         assert!(refused * 10 > rounds() * 5, "{refused} of {} were noticed", rounds());
     }
+}
+
+#[test]
+fn damaged_rollups_are_errors() {
+    let mut rollups = Rollups::new(Signal::Traces, Default::default());
+    for batch in &batches(Signal::Traces) {
+        rollups.add(batch);
+    }
+    let bodies = rollups.encode(|_| 1);
+    let mut random = Random::new(80);
+    let mut refused = 0;
+    for round in 0..rounds() {
+        let (minute, _, body) = &bodies[round as usize % bodies.len()];
+        let damaged = mutate(body, &mut random);
+        refused += u64::from(rollup::merge_bodies(*minute, [&damaged[..], &body[..]], Some).is_err());
+    }
+    // A checksum stands at the end of each; what is left are changes that changed nothing.
+    assert!(refused * 100 > rounds() * 95, "{refused} of {} were noticed", rounds());
 }
 
 #[test]

@@ -114,6 +114,14 @@ fn u32_of(value: Json<'_, '_>) -> Result<u32, Reason> {
     u32::try_from(u64_of(value)?).map_err(|_| Reason::Malformed)
 }
 
+/// A 32-bit number with a sign, as a number or a string.
+fn i32_of(value: Json<'_, '_>) -> Result<i64, Reason> {
+    match int_of(value)? {
+        Any::Int(number) if i32::try_from(number).is_ok() => Ok(number),
+        _ => Err(Reason::Malformed),
+    }
+}
+
 /// An integer, or the double that a client meant where it does not fit.
 fn int_of(value: Json<'_, '_>) -> Result<Any<'static>, Reason> {
     if let Some(number) = value.as_i64() {
@@ -557,8 +565,8 @@ fn metric(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
     let (mut temporality, mut monotonic, mut points) = (0, false, None);
     each_field(data, |field, value| {
         match field {
-            "aggregationTemporality" | "aggregation_temporality" => temporality = enum_of(value, &TEMPORALITIES)?,
-            "isMonotonic" | "is_monotonic" => monotonic = bool_of(value)?,
+            "aggregationTemporality" | "aggregation_temporality" if matches!(kind, 2..=4) => temporality = enum_of(value, &TEMPORALITIES)?,
+            "isMonotonic" | "is_monotonic" if kind == 2 => monotonic = bool_of(value)?,
             "dataPoints" | "data_points" => points = Some(array(value)?),
             _ => {}
         }
@@ -626,12 +634,12 @@ fn point(value: Json<'_, '_>, kind: u8, intake: &mut Intake) -> Result<(), Reaso
                     buckets.push(("bounds".into(), Value::Array(bounds)));
                 }
             }
-            (4, "scale") => buckets.push(("scale".into(), Value::Int(value.as_i64().ok_or(Reason::Malformed)?))),
+            (4, "scale") => buckets.push(("scale".into(), Value::Int(i32_of(value)?))),
             (4, "zeroCount" | "zero_count") => buckets.push(("zero_count".into(), Value::Int(u64_of(value)? as i64))),
             (4, "zeroThreshold" | "zero_threshold") => buckets.push(("zero_threshold".into(), Value::Double(double_of(value)?))),
             (4, "positive" | "negative") => {
                 let offset = match field(value, ["offset", "offset"]) {
-                    Some(offset) => offset.as_i64().ok_or(Reason::Malformed)?,
+                    Some(offset) => i32_of(offset)?,
                     None => 0,
                 };
                 let counts = match field(value, ["bucketCounts", "bucket_counts"]) {

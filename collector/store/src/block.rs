@@ -25,7 +25,7 @@
 //! - *shape*: which columns a row has, in the client's order; a column holds just the values of the rows that have it.
 
 use crate::batch::{Arena, Batch, Column, Interner, Kind, marks};
-use crate::pack::{Writer, write_planes, zigzag};
+use crate::pack::{Writer, frame, write_planes, zigzag};
 use crate::{Service, filter};
 use hashbrown::HashMap;
 
@@ -284,7 +284,7 @@ impl<'a> Encoder<'a> {
             rows: self.rows,
             time_min: if self.rows == 0 { 0 } else { time_min },
             time_max,
-            directory: zstd::bulk::compress(&directory, LEVEL).expect("zstd compresses into memory"),
+            directory: frame(&directory),
             traces,
             filter: filter.into_bytes(),
             segments,
@@ -536,7 +536,7 @@ impl<'a> Encoder<'a> {
             chunk(self, &mut raw);
         }
 
-        let header = zstd::bulk::compress(&header, LEVEL).expect("zstd compresses into memory");
+        let header = frame(&header);
         let mut out = Vec::with_capacity(4 + header.len() + body.len());
         out.extend_from_slice(&(header.len() as u32).to_le_bytes());
         out.extend_from_slice(&header);

@@ -113,11 +113,6 @@ impl Histogram {
         }
         None
     }
-
-    /// (middle in milliseconds, count) of each bucket that holds something, for heatmaps.
-    pub fn buckets_ms(&self) -> impl Iterator<Item = (f64, u32)> {
-        self.buckets.iter().map(|(bucket, count)| (value_of(*bucket) / 1e6, *count))
-    }
 }
 
 /// Adds many histograms up. Slot n counts bucket n: faster than merging lists one after the other, and larger.

@@ -11,6 +11,16 @@ pub fn corrupt(what: &'static str) -> Damaged {
     Damaged(what)
 }
 
+/// A zstd frame with its size and a checksum, for what is read without a length beside it: `segment::inflate_sized` turns it back.
+pub fn frame(bytes: &[u8]) -> Vec<u8> {
+    let compress = || -> std::io::Result<Vec<u8>> {
+        let mut compressor = zstd::bulk::Compressor::new(3)?;
+        compressor.include_checksum(true)?;
+        compressor.compress(bytes)
+    };
+    compress().expect("zstd compresses into memory")
+}
+
 pub trait Writer {
     fn varint(&mut self, value: u64);
     fn zigzag(&mut self, value: i64);
@@ -160,7 +170,10 @@ impl<'a> Planes<'a> {
         match (planes.next(), planes.next()) {
             (None, _) => at.min(self.count),
             (Some(bytes), None) => bytes[..at].iter().filter(|b| **b == bytes[at]).count(),
-            _ => (0..at).filter(|before| self.get(*before) == self.get(at)).count(),
+            _ => {
+                let planes: Vec<&[u8]> = self.bytes.chunks_exact(self.count.max(1)).collect();
+                (0..at).filter(|before| planes.iter().all(|plane| plane[*before] == plane[at])).count()
+            }
         }
     }
 }

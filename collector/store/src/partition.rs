@@ -195,7 +195,7 @@ impl Partition {
         let (blocks, rollups_end, generations, services) = partition.with_reader(|connection| {
             connection.execute_batch("BEGIN").map_err(&failed)?;
             let services = read_services(connection).map_err(&failed)?;
-            let blocks = read_blocks(connection, path, 0)?;
+            let blocks = read_blocks(connection, path)?;
             let rollups_end: i64 =
                 connection.query_row("SELECT coalesce(max(id), 0) FROM rollup", [], |row| row.get(0)).map_err(&failed)?;
             let mut select = connection.prepare("SELECT id FROM generation").map_err(&failed)?;
@@ -216,6 +216,14 @@ impl Partition {
     /// The blocks as they are now; a later write does not change the list.
     pub fn blocks(&self) -> Arc<Vec<Arc<BlockInfo>>> {
         self.blocks.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Blocks in the file that `publish` has not made visible.
+    pub(crate) fn unlisted_blocks(&self) -> Result<Vec<Arc<BlockInfo>>, Error> {
+        let listed = self.blocks();
+        let mut all = self.with_reader(|connection| read_blocks(connection, &self.path))?;
+        all.retain(|block| listed.iter().all(|known| known.id != block.id));
+        Ok(all)
     }
 
     pub fn byte_len(&self) -> u64 {
@@ -490,13 +498,24 @@ impl Partition {
     pub fn rollups(&self, level: Level, from: u64, to: u64, up_to: i64) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         self.select(|connection| {
             let mut select = connection.prepare_cached(
-                "SELECT minute, body FROM rollup WHERE level = ?1 AND minute >= ?2 AND minute < ?3 AND id <= ?4 ORDER BY minute",
+                "SELECT minute, body, version FROM rollup WHERE level = ?1 AND minute >= ?2 AND minute < ?3 AND id <= ?4 ORDER BY minute",
             )?;
             let to = i64::try_from(to).unwrap_or(i64::MAX);
-            let rows =
-                select.query_map(params![level as u8, from as i64, to, up_to], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?)))?;
-            rows.collect()
-        })
+            let rows = select.query_map(params![level as u8, from as i64, to, up_to], |row| {
+                Ok((row.get::<_, i64>(0)? as u64, row.get(1)?, row.get::<_, u32>(2)?))
+            })?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        })?
+        .into_iter()
+        .map(|(minute, body, version)| self.known_rollup(version).map(|()| (minute, body)))
+        .collect()
+    }
+
+    fn known_rollup(&self, version: u32) -> Result<(), Error> {
+        if version > ROLLUP_VERSION {
+            return Err(Error::Newer { path: self.path.clone(), found: version, known: ROLLUP_VERSION });
+        }
+        Ok(())
     }
 
     /// Holds the rollups as they are while they are read up to some id: merging them meanwhile would hide or double some.
@@ -519,18 +538,28 @@ impl Partition {
         let failed = Error::sqlite("compact the rollups of", &self.path);
         for (level, minute) in crowded {
             let rows: Vec<(i64, Vec<u8>)> = self.select(|connection| {
-                let mut select =
-                    connection.prepare_cached("SELECT id, body FROM rollup WHERE level = ?1 AND minute = ?2 AND id <= ?3 ORDER BY id")?;
-                select.query_map(params![level, minute, end], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+                let mut select = connection.prepare_cached(
+                    "SELECT id, body FROM rollup WHERE level = ?1 AND minute = ?2 AND id <= ?3 AND version = ?4 ORDER BY id",
+                )?;
+                select.query_map(params![level, minute, end, ROLLUP_VERSION], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
             })?;
+            if rows.len() < 2 {
+                continue;
+            }
             let bodies = rows.iter().map(|(_, body)| body.as_slice());
             let merged = rollup::merge_bodies(minute as u64, bodies, Some).map_err(Error::damaged(&self.path))?;
             let mut writer = lock(&self.writer);
+            // A question that holds them may take seconds; waiting for it here would hold up the sealer. The next round tries again.
+            let Ok(_alone) = self.rollups_hold.try_write() else {
+                self.rollups_compacted.store(0, std::sync::atomic::Ordering::Relaxed);
+                return Ok(());
+            };
             let transaction = writer.connection.transaction().map_err(&failed)?;
             let write = || -> rusqlite::Result<()> {
-                let (first, others) = rows.split_first().expect("a crowd has a first");
+                // The last one stays: were the highest id free again, the next rollup would pass for one that is visible already.
+                let (kept, others) = rows.split_last().expect("a crowd has a last");
                 transaction.prepare_cached("UPDATE rollup SET body = ?2, version = ?3 WHERE id = ?1")?.execute(params![
-                    first.0,
+                    kept.0,
                     merged,
                     ROLLUP_VERSION
                 ])?;
@@ -538,7 +567,6 @@ impl Partition {
                 others.iter().try_for_each(|(id, _)| delete.execute([id]).map(|_| ()))
             };
             write().map_err(&failed)?;
-            let _alone = self.rollups_hold.write().unwrap_or_else(PoisonError::into_inner);
             transaction.commit().map_err(&failed)?;
         }
         Ok(())
@@ -679,12 +707,11 @@ fn block_info(id: i64, block: block::EncodedBlock) -> Result<BlockInfo, Damaged>
     })
 }
 
-fn read_blocks(connection: &Connection, path: &Path, after: i64) -> Result<Vec<Arc<BlockInfo>>, Error> {
+fn read_blocks(connection: &Connection, path: &Path) -> Result<Vec<Arc<BlockInfo>>, Error> {
     let failed = Error::sqlite("read", path);
-    let mut select = connection
-        .prepare("SELECT id, version, rows, time_min, time_max, directory, filter FROM block WHERE id > ?1 ORDER BY id")
-        .map_err(&failed)?;
-    let mut rows = select.query([after]).map_err(&failed)?;
+    let mut select =
+        connection.prepare("SELECT id, version, rows, time_min, time_max, directory, filter FROM block ORDER BY id").map_err(&failed)?;
+    let mut rows = select.query([]).map_err(&failed)?;
     let mut blocks = Vec::new();
     while let Some(row) = rows.next().map_err(&failed)? {
         let read = || -> rusqlite::Result<(u32, BlockInfo, Vec<u8>)> {

@@ -16,7 +16,7 @@
 
 use crate::batch::{Batch, Interner, marks};
 use crate::histogram::{Histogram, Sum};
-use crate::pack::{Reader, Writer, corrupt};
+use crate::pack::{Reader, Writer, corrupt, frame};
 use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
@@ -64,8 +64,8 @@ pub struct Cell {
 
 impl Cell {
     pub fn merge(&mut self, other: &Cell) {
-        self.calls += other.calls;
-        self.errors += other.errors;
+        self.calls = self.calls.saturating_add(other.calls);
+        self.errors = self.errors.saturating_add(other.errors);
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.histogram.merge(&other.histogram);
     }
@@ -82,8 +82,8 @@ pub struct CellSum {
 
 impl CellSum {
     pub fn add(&mut self, cell: &Cell) {
-        self.calls += cell.calls;
-        self.errors += cell.errors;
+        self.calls = self.calls.saturating_add(cell.calls);
+        self.errors = self.errors.saturating_add(cell.errors);
         self.sum_ns = self.sum_ns.saturating_add(cell.sum_ns);
         self.histogram.add(&cell.histogram);
     }
@@ -360,7 +360,7 @@ pub fn encode_cells<'a>(minute: u64, cells: impl Iterator<Item = EncodedCell<'a>
         body.text(names.arena().get(id));
     }
     body.extend_from_slice(&groups);
-    zstd::bulk::compress(&body, 3).expect("zstd compresses into memory")
+    frame(&body)
 }
 
 /// Hands every cell of the services that are wanted (ids of the partition) to `each`: window, service, kind, name, cell.

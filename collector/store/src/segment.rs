@@ -420,7 +420,9 @@ impl Segment {
     }
 
     fn column_len(&self, column: usize) -> Result<usize, Damaged> {
-        Ok(self.shapes_and_lengths()?.column_len[column])
+        let length = self.shapes_and_lengths()?.column_len[column];
+        // A shape may name a column often; only damage makes more of it than rows can be.
+        if length > ROWS_MAX { Err(corrupt("a column of too many values")) } else { Ok(length) }
     }
 
     /// All values of a column.

@@ -11,7 +11,7 @@
 use crate::batch::{Batch, RECORD_VERSION};
 use crate::journal::{self, Journal, Record};
 use crate::meta::Meta;
-use crate::partition::{Partition, Pinned, Sealed, lock};
+use crate::partition::{BlockInfo, Partition, Pinned, Sealed, lock};
 use crate::recent::{Answer, Entry, Recent, RequestHash, decode_requests, encode_requests};
 use crate::rollup::{Cardinality, Rollups};
 use crate::{Error, NANOS_PER_SECOND, Refusal, Signal};
@@ -86,7 +86,11 @@ pub(crate) struct Generation {
     pub number: u64,
     pub opened: Instant,
     pub content: RwLock<GenerationContent>,
+    /// What of it is in partitions already. It is shown once all of it is: a try that fails in between is taken up where it ended.
+    sealed: Mutex<Vec<SealedPart>>,
 }
+
+type SealedPart = (Signal, Arc<Partition>, Vec<Arc<BlockInfo>>);
 
 pub(crate) struct GenerationContent {
     /// By signal.
@@ -102,6 +106,7 @@ impl Generation {
         Generation {
             number,
             opened: Instant::now(),
+            sealed: Mutex::default(),
             content: RwLock::new(GenerationContent {
                 batches: Default::default(),
                 rollups: Signal::ALL.map(|signal| Rollups::new(signal, cardinality)),
@@ -513,7 +518,18 @@ fn open_view(directory: &Path, pinned: Pinned) -> Result<View, Error> {
     }
     let rollups = directory.join("rollups.db");
     if rollups.exists() {
-        view.rollups = Some(Arc::new(Partition::open(&rollups, Signal::Traces, pinned)?));
+        let rollups = Arc::new(Partition::open(&rollups, Signal::Traces, pinned)?);
+        // A partition whose rollups are in there was being dropped when the process ended: it would be counted twice.
+        let mut kept = Vec::new();
+        for partition in view.partitions[Signal::Traces as usize].drain(..) {
+            if !rollups.has_generation(partition.created)? {
+                kept.push(partition);
+            } else if pinned == Pinned::No {
+                partition.doom();
+            }
+        }
+        view.partitions[Signal::Traces as usize] = kept;
+        view.rollups = Some(rollups);
     }
     Ok(view)
 }
@@ -587,6 +603,10 @@ impl Shared {
         let generation = Generation::new(number, self.options.cardinality);
         let sealed = [is_sealed(Signal::Traces)?, is_sealed(Signal::Logs)?, is_sealed(Signal::Metrics)?];
         journal::read(directory, number, |record| {
+            if record.version > RECORD_VERSION {
+                let path = journal::path_of(directory, number);
+                return Err(Error::Newer { path, found: record.version, known: RECORD_VERSION });
+            }
             let batch = Batch::from_bytes(record.version, &record.body).map_err(Error::damaged(&journal::path_of(directory, number)))?;
             if !sealed[batch.signal as usize] {
                 generation.add(Arc::new(batch), record.hash, record.received, record.answer);
@@ -757,7 +777,7 @@ impl Shared {
     }
 
     fn seal_generation(&self, generation: &Arc<Generation>) -> Result<(), Error> {
-        let mut new_blocks = Vec::new();
+        let mut done = lock(&generation.sealed);
         {
             let content = generation.content.read().unwrap_or_else(PoisonError::into_inner);
             for signal in Signal::ALL {
@@ -765,9 +785,15 @@ impl Shared {
                 if content.requests[signal as usize].is_empty() && batches.is_empty() {
                     continue;
                 }
+                if done.iter().any(|(sealed, ..)| *sealed == signal) {
+                    continue; // an earlier try got this far
+                }
                 let partition = self.partition_for(signal)?;
                 if partition.has_generation(generation.number)? {
-                    continue; // an earlier try got this far
+                    // Its commit said that it failed, and had not.
+                    let blocks = partition.unlisted_blocks()?;
+                    done.push((signal, partition, blocks));
+                    continue;
                 }
                 let sealed = Sealed {
                     generation: generation.number,
@@ -777,12 +803,12 @@ impl Shared {
                     requests: &encode_requests(&content.requests[signal as usize]),
                 };
                 let blocks = partition.seal(&sealed)?;
-                new_blocks.push((partition, blocks, signal));
+                done.push((signal, partition, blocks));
             }
         }
         let bytes: usize = {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-            for (partition, blocks, _) in new_blocks {
+            for (_, partition, blocks) in done.drain(..) {
                 partition.publish(blocks);
             }
             view.live.retain(|live| live.number != generation.number);

@@ -29,9 +29,7 @@ impl Shared {
                 return;
             }
             self.measure_disk();
-            if let Err(error) = self.merge_small_blocks(&reader) {
-                tracing::warn!(%error, "cannot merge small blocks; they stay as they are");
-            }
+            self.tidy(&reader);
             if let Err(error) = self.retain() {
                 tracing::warn!(%error, "cannot drop old partitions; it is tried again");
             }
@@ -42,18 +40,26 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner).partitions[signal as usize].clone()
     }
 
-    fn merge_small_blocks(&self, reader: &Reader) -> Result<(), Error> {
-        for signal in Signal::ALL {
-            for partition in self.partitions(signal) {
-                while let Some(blocks) = mergeable(&partition.blocks()) {
-                    if self.is_closing() {
-                        return Ok(());
-                    }
-                    merge(reader, &partition, &blocks)?;
-                }
-                partition.compact_rollups()?;
-                partition.forget_requests(now().saturating_sub(REMEMBERED))?;
+    /// Partition by partition: what is damaged in one is no reason to leave the others alone.
+    fn tidy(&self, reader: &Reader) {
+        for partition in Signal::ALL.into_iter().flat_map(|signal| self.partitions(signal)) {
+            if self.is_closing() {
+                return;
             }
+            if let Err(error) = self.tidy_partition(reader, &partition) {
+                tracing::warn!(path = %partition.path.display(), %error, "cannot tidy a partition up; it stays as it is");
+            }
+        }
+    }
+
+    fn tidy_partition(&self, reader: &Reader, partition: &Arc<Partition>) -> Result<(), Error> {
+        partition.compact_rollups()?;
+        partition.forget_requests(now().saturating_sub(REMEMBERED))?;
+        while let Some(blocks) = mergeable(&partition.blocks()) {
+            if self.is_closing() {
+                return Ok(());
+            }
+            merge(reader, partition, &blocks)?;
         }
         Ok(())
     }
@@ -130,9 +136,12 @@ impl Shared {
                 };
                 let minute = group[0].0;
                 let bodies = group.iter().map(|(_, body)| body.as_slice());
-                let body = rollup::merge_bodies(minute, bodies, target_id).map_err(Error::damaged(&partition.path))?;
-                folded.push((minute, level, body.clone()));
-                folded.push((minute, finer, body));
+                match rollup::merge_bodies(minute, bodies, target_id) {
+                    // Under both levels, so that a question by ten seconds finds at least the minute.
+                    Ok(body) => folded.extend([(minute, level, body.clone()), (minute, finer, body)]),
+                    // Keeping the partition for it would stop retention, and with it all writing in the end.
+                    Err(error) => tracing::error!(path = %partition.path.display(), minute, %error, "a damaged rollup is lost"),
+                }
             }
         }
         let oldest = now().saturating_sub(self.options.retention_rollups.as_nanos() as u64) / MINUTE * MINUTE;

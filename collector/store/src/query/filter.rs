@@ -276,8 +276,20 @@ impl Filter {
                 if column.field != Field::Body {
                     continue;
                 }
-                let Values::Texts { distinct, codes } = segment.values(number).map_err(&damaged)? else {
-                    continue;
+                let (distinct, codes) = match segment.values(number).map_err(&damaged)? {
+                    Values::Texts { distinct, codes } => (distinct, codes),
+                    Values::Numbers(numbers) => {
+                        for (row, number) in segment.rows_of(number).map_err(&damaged)?.into_iter().zip(numbers) {
+                            let cell = match column.kind {
+                                Kind::Double => Cell::Double(f64::from_bits(*number)),
+                                Kind::Bool => Cell::Bool(*number != 0),
+                                Kind::Empty => Cell::Empty,
+                                _ => Cell::Int(*number as i64),
+                            };
+                            matching[row as usize] = self.wants_text(&cell_text(cell));
+                        }
+                        continue;
+                    }
                 };
                 let mut known: Vec<Option<bool>> = vec![None; distinct.len()];
                 for (row, code) in segment.rows_of(number).map_err(&damaged)?.into_iter().zip(codes) {
@@ -285,6 +297,7 @@ impl Filter {
                         let text = distinct.get(*code);
                         match column.kind {
                             Kind::Str => std::str::from_utf8(text).is_ok_and(|t| self.wants_text(t)),
+                            Kind::Bytes => self.wants_text(&cell_text(Cell::Bytes(text))),
                             _ => self.wants_text(&cell_text(Cell::Nested(text))),
                         }
                     });

@@ -14,7 +14,7 @@ mod traces;
 pub use filter::{Filter, Word, words};
 pub use item::Item;
 pub use logs::{LogAnswer, LogBucket, LogQuestion};
-pub use services::{Instance, LogCounts, Operation, Point, ServiceQuestion, ServiceSummary};
+pub use services::{Instance, Operation, Point, ServiceQuestion, ServiceSummary};
 pub use traces::{SearchAnswer, SearchQuestion, TraceAnswer, TraceSummary};
 
 pub(crate) use source::Source;

@@ -69,9 +69,6 @@ pub struct Operation {
     pub cell: Cell,
 }
 
-/// Log records of a service by severity.
-pub type LogCounts = BTreeMap<Service, LogBucket>;
-
 impl ServiceQuestion {
     fn wants(&self, service: &Service) -> bool {
         let equal = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);

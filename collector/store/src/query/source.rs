@@ -159,7 +159,10 @@ impl OpenBlock {
             let segment = self.segment(number)?;
             looked_at += segment.rows as u64;
             let rows = filter.segment_rows(&partition, &block, number, &segment, services.as_deref(), traces.as_deref())?;
-            if !rows.is_empty() {
+            if rows.is_empty() {
+                // Most segments that a search looks at have nothing for it, and each is a megabyte or two once it is inflated.
+                self.segments[number] = None;
+            } else {
                 let times = segment.times().map_err(Error::damaged(&partition.path))?;
                 rows.into_iter().for_each(|row| found(info.rows.start as u32 + row, times[row as usize]));
             }
