@@ -6,6 +6,7 @@ use firstfall_store::query::{Budget, ServiceQuestion};
 use firstfall_store::{Admission, Answer, Options, Reader, RequestHash, Signal, Store};
 use harness::{corpus, wait_for};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -51,12 +52,27 @@ fn rollups_of_many_generations_are_added_up_while_they_are_read() {
     let store = Store::open(directory.path(), options).expect("it opens");
     let reader = store.reader();
     let at = now() / 60_000_000_000 * 60_000_000_000;
-    let mut sent = 0;
-    for round in 0..40 {
-        sent += send(&store, 1000 * round, 2, at);
-        assert_eq!(counted(&reader), sent, "after round {round}");
-    }
-    // All in one minute, so that its eighty deltas end as a few.
+    // One asks all the time: never less than what was acknowledged when it asked, never more than what was sent when it had its answer.
+    let (begun, acknowledged, ended) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Acquire) {
+                let least = acknowledged.load(Ordering::Acquire);
+                let counted = counted(&reader);
+                let most = begun.load(Ordering::Acquire);
+                assert!((least..=most).contains(&counted), "{counted} spans between {least} and {most}");
+            }
+        });
+        let each: u64 = corpus::traces(41, 2, 60).iter().map(|t| t.items as u64).sum();
+        for round in 0..120 {
+            begun.fetch_add(each, Ordering::AcqRel);
+            assert_eq!(send(&store, 1000 * round, 2, at), each);
+            acknowledged.fetch_add(each, Ordering::AcqRel);
+        }
+        ended.store(true, Ordering::Release);
+    });
+    let sent = acknowledged.into_inner();
+    // All in one minute, so that its deltas end as a few.
     let rollups = || {
         let path = std::fs::read_dir(directory.path().join("traces")).expect("it is there").flatten().map(|e| e.path());
         let path = path.into_iter().find(|p| p.extension().is_some_and(|x| x == "db")).expect("a partition");
