@@ -722,6 +722,16 @@ pub fn json(signal: Signal, body: &[u8]) -> Outcome {
     }
 }
 
+/// What the reference makes of a JSON body, as it writes it: without the arrays that it takes for objects, and its other liberties.
+pub fn canonical(signal: Signal, body: &[u8]) -> Option<Vec<u8>> {
+    match signal {
+        Signal::Traces => serde_json::to_vec(&serde_json::from_slice::<ExportTraceServiceRequest>(body).ok()?),
+        Signal::Logs => serde_json::to_vec(&serde_json::from_slice::<ExportLogsServiceRequest>(body).ok()?),
+        Signal::Metrics => serde_json::to_vec(&serde_json::from_slice::<ExportMetricsServiceRequest>(body).ok()?),
+    }
+    .ok()
+}
+
 /// Whether the reference met something in a metric that it could not read: it then leaves out the data, or the value, without a word.
 fn swallowed(meant: &[u8]) -> bool {
     let request = ExportMetricsServiceRequest::decode(meant).expect("it was encoded just now");
