@@ -81,7 +81,8 @@ pub fn span_json(span: &Item) -> Json {
 
 pub async fn one(State(app): State<App>, Path(text): Path<String>, query: Query) -> Result<Response, ApiError> {
     let id: TraceId = text.parse().map_err(|_| ApiError::bad_request(format!("{text:?} is not a trace id: 32 hexadecimal digits")))?;
-    let limit = query.limit(100_000, 1_000_000)?;
+    // A span in an answer under way takes about ten kilobytes; longer traces come in parts.
+    let limit = query.limit(10_000, 50_000)?;
     let offset = match query.get("next") {
         Some(text) => text.parse().map_err(|_| ApiError::bad_request(format!("next: {text:?} was not given by an answer before")))?,
         None => 0,
