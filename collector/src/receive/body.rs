@@ -61,9 +61,15 @@ impl Reservation {
     }
 }
 
+impl Reservation {
+    fn give_back(&mut self) {
+        self.of.used.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.of.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.give_back();
     }
 }
 
@@ -126,7 +132,13 @@ pub async fn read(body: Body, hint: Option<usize>, receiving: &Receiving, reserv
                 drain(&mut body, max).await;
                 return Err(Problem::TooLarge(max));
             }
-            reservation.grow_to(whole.len() + data.len())?;
+            if let Err(busy) = reservation.grow_to(whole.len() + data.len()) {
+                // What it holds is given back first: others are waiting for room.
+                drop(whole);
+                reservation.give_back();
+                drain(&mut body, max).await;
+                return Err(busy);
+            }
             whole.extend_from_slice(&data);
         }
         Ok(whole)
@@ -134,7 +146,7 @@ pub async fn read(body: Body, hint: Option<usize>, receiving: &Receiving, reserv
     tokio::time::timeout(receiving.body_time_max, read).await.unwrap_or(Err(Problem::Slow))
 }
 
-/// Takes in and forgets what is left of a body that is too large. A client that is cut off while it sends sees a broken connection instead
+/// Takes in and forgets what is left of a body that is refused. A client that is cut off while it sends sees a broken connection instead
 /// of the answer, and sends it all again. Four times the limit is as far as that courtesy goes.
 async fn drain(body: &mut Body, max: usize) {
     let mut left = max.saturating_mul(4);
