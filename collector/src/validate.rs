@@ -9,7 +9,7 @@ use crate::{semconv, senders};
 use firstfall_store::batch::{Batch, Field, marks};
 use firstfall_store::builder::{BatchBuilder, NotUtf8, REDACT, REDACTED, Row};
 use firstfall_store::value::{Resource, Scope, Stored, Value};
-use firstfall_store::{NANOS_PER_SECOND, Signal};
+use firstfall_store::{NANOS_PER_SECOND, Service, Signal};
 use std::sync::Arc;
 
 /// Limits on the parts of an item. What exceeds one is cut and counted, not refused.
@@ -216,8 +216,14 @@ impl Intake {
     }
 
     pub fn begin_resource(&mut self, resource: &Resource) {
-        let service = semconv::service(&resource.attributes);
-        self.resource = self.builder.resource(&service, &resource.to_bytes());
+        self.take_resource(resource);
+    }
+
+    /// The service and the stored form of what has begun.
+    fn take_resource(&mut self, resource: &Resource) -> (Service, Vec<u8>) {
+        let (service, body) = (semconv::service(&resource.attributes), resource.to_bytes());
+        self.resource = self.builder.resource(&service, &body);
+        (service, body)
     }
 
     /// As `begin_resource`, for one that may have been read before: `read` is asked when it was not.
@@ -234,8 +240,7 @@ impl Intake {
         }
         let cut = self.discards.trimmed;
         let read = read(self)?;
-        let (service, body) = (semconv::service(&read.attributes), read.to_bytes());
-        self.resource = self.builder.resource(&service, &body);
+        let (service, body) = self.take_resource(&read);
         if cut == self.discards.trimmed {
             senders::remember(&limits, resource, schema_url, &service, &body);
         }

@@ -96,8 +96,8 @@ pub fn read_batch(batch: &Batch) -> Vec<String> {
                 let text = match (column.field, cell) {
                     (Field::Events, Cell::Nested(raw)) => format!("{:?}", Vec::<Event>::from_bytes(raw).expect("own encoding")),
                     (Field::Links, Cell::Nested(raw)) => format!("{:?}", Vec::<Link>::from_bytes(raw).expect("own encoding")),
-                    (Field::Buckets | Field::Exemplars, cell) => format!("{:?}", plain(value_of(cell))),
-                    (_, cell) => format!("{:?}", value_of(cell)),
+                    (Field::Buckets | Field::Exemplars, cell) => format!("{:?}", plain(cell.value())),
+                    (_, cell) => format!("{:?}", cell.value()),
                 };
                 (column.field as u8, batch.strings.str(column.key).to_owned(), text)
             };
@@ -112,18 +112,6 @@ pub fn read_batch(batch: &Batch) -> Vec<String> {
             )
         })
         .collect()
-}
-
-fn value_of(cell: Cell<'_>) -> Value {
-    match cell {
-        Cell::Str(text) => Value::Str(text.to_owned()),
-        Cell::Int(v) => Value::Int(v),
-        Cell::Double(v) => Value::Double(v),
-        Cell::Bool(v) => Value::Bool(v),
-        Cell::Bytes(v) => Value::Bytes(v.to_vec()),
-        Cell::Nested(v) => Value::decode(&mut firstfall_store::pack::Reader::new(v), 0).expect("own encoding"),
-        Cell::Empty => Value::Empty,
-    }
 }
 
 /// One form for what protobuf cannot tell apart: absent, and zero where no presence is kept. Maps by their keys.
@@ -151,7 +139,6 @@ fn plain(value: Value) -> Value {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn item(
     signal: Signal,
     (resource, scope): (&Resource, &Scope),

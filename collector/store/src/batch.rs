@@ -8,6 +8,7 @@
 //! an attribute key. `builder` makes one.
 
 use crate::pack::{Reader, Writer, corrupt, unzigzag, zigzag};
+use crate::value::Value;
 use crate::{Damaged, Service, Signal, SpanId, TraceId};
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, Hasher};
@@ -341,6 +342,21 @@ pub enum Cell<'a> {
     Bytes(&'a [u8]),
     Nested(&'a [u8]),
     Empty,
+}
+
+impl Cell<'_> {
+    /// The value by itself.
+    pub fn value(self) -> Value {
+        match self {
+            Cell::Str(text) => Value::Str(text.to_owned()),
+            Cell::Int(value) => Value::Int(value),
+            Cell::Double(value) => Value::Double(value),
+            Cell::Bool(value) => Value::Bool(value),
+            Cell::Bytes(bytes) => Value::Bytes(bytes.to_vec()),
+            Cell::Nested(bytes) => Value::decode(&mut Reader::new(bytes), 0).unwrap_or(Value::Empty),
+            Cell::Empty => Value::Empty,
+        }
+    }
 }
 
 impl Batch {

@@ -58,6 +58,7 @@ impl Journal {
         let connection = Connection::open(&path).map_err(Error::sqlite("create", &path))?;
         let prepare = || -> rusqlite::Result<()> {
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            // A record is tens of kilobytes: in pages of 4 KiB it would be twenty writes.
             connection.pragma_update(None, "page_size", 16384)?;
             connection.pragma_update(None, "journal_mode", "WAL")?;
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;

@@ -7,7 +7,7 @@ use crate::batch::{Batch, Cell, Field, Kind, marks};
 use crate::pack::unzigzag;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable, Values};
-use crate::value::{Resource, Stored, Value};
+use crate::value::{Resource, Stored};
 use crate::{Error, Service, SpanId, TraceId};
 use std::sync::Arc;
 
@@ -363,20 +363,8 @@ fn cell_is(cell: Cell<'_>, wanted: &str) -> bool {
     }
 }
 
-pub(crate) fn cell_value(cell: Cell<'_>) -> Value {
-    match cell {
-        Cell::Str(text) => Value::Str(text.to_owned()),
-        Cell::Int(value) => Value::Int(value),
-        Cell::Double(value) => Value::Double(value),
-        Cell::Bool(value) => Value::Bool(value),
-        Cell::Bytes(bytes) => Value::Bytes(bytes.to_vec()),
-        Cell::Nested(bytes) => Value::decode(&mut crate::pack::Reader::new(bytes), 0).unwrap_or(Value::Empty),
-        Cell::Empty => Value::Empty,
-    }
-}
-
 fn cell_text(cell: Cell<'_>) -> String {
-    cell_value(cell).text()
+    cell.value().text()
 }
 
 #[cfg(test)]

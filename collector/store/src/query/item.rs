@@ -1,6 +1,5 @@
 //! A row taken out of its columns: what pages, the API and exports draw.
 
-use super::filter::cell_value;
 use crate::batch::{Batch, Field, Kind, marks};
 use crate::builder::{BatchBuilder, NotUtf8};
 use crate::pack::unzigzag;
@@ -151,7 +150,7 @@ pub(crate) fn from_batch(batch: &Batch, row: usize) -> Result<Item, Error> {
             crate::batch::Cell::Nested(bytes) => bytes,
             _ => &[],
         };
-        let value = if matches!(column.field, Field::Events | Field::Links) { Value::Empty } else { cell_value(cell) };
+        let value = if matches!(column.field, Field::Events | Field::Links) { Value::Empty } else { cell.value() };
         item.push(column.field, batch.strings.str(column.key), value, raw);
     }
     Ok(item)
