@@ -15,7 +15,7 @@ use collector::decode::{self, Format};
 use collector::redact::Redaction;
 use collector::validate::{Intake, Limits};
 use firstfall_store::Signal;
-use firstfall_store::batch::{Batch, Cell, Field, marks};
+use firstfall_store::batch::{Batch, Field, ValueRef, marks};
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{SpanId, TraceId};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
@@ -92,10 +92,10 @@ pub fn read_batch(batch: &Batch) -> Vec<String> {
             let (resource, scope) = batch.contexts[lane.context as usize];
             let resource = Resource::from_bytes(batch.blobs.get(batch.resources[resource as usize].body)).expect("own encoding");
             let scope = Scope::from_bytes(batch.blobs.get(batch.scopes[scope as usize])).expect("own encoding");
-            let part = |(column, cell): (firstfall_store::batch::Column, Cell<'_>)| -> Part {
+            let part = |(column, cell): (firstfall_store::batch::Column, ValueRef<'_>)| -> Part {
                 let text = match (column.field, cell) {
-                    (Field::Events, Cell::Nested(raw)) => format!("{:?}", Vec::<Event>::from_bytes(raw).expect("own encoding")),
-                    (Field::Links, Cell::Nested(raw)) => format!("{:?}", Vec::<Link>::from_bytes(raw).expect("own encoding")),
+                    (Field::Events, ValueRef::Nested(raw)) => format!("{:?}", Vec::<Event>::from_bytes(raw).expect("own encoding")),
+                    (Field::Links, ValueRef::Nested(raw)) => format!("{:?}", Vec::<Link>::from_bytes(raw).expect("own encoding")),
                     (Field::Buckets | Field::Exemplars, cell) => format!("{:?}", plain(cell.value())),
                     (_, cell) => format!("{:?}", cell.value()),
                 };
@@ -108,7 +108,7 @@ pub fn read_batch(batch: &Batch) -> Vec<String> {
                 (batch.trace_id(row).unwrap_or_default(), batch.span_id(row), SpanId(batch.parent[row])),
                 (batch.time[row], batch.duration[row]),
                 batch.marks[row] & marks::STATUS,
-                batch.cells(row).map(part).collect(),
+                batch.values_of(row).map(part).collect(),
             )
         })
         .collect()

@@ -83,7 +83,7 @@ fn damaged_journal_records_are_errors_or_sound() {
         // What is read must be sound: every reference in it is followed.
         if let Ok(batch) = Batch::from_bytes(RECORD_VERSION, &record) {
             for row in 0..batch.rows() {
-                assert!(batch.cells(row).count() < 10_000);
+                assert!(batch.values_of(row).count() < 10_000);
                 let _ = (batch.trace_id(row), batch.service(batch.resource_of(row)));
             }
         }

@@ -6,7 +6,7 @@
 //! What clients were seen to send beyond that is read as they mean it: integers beyond 64 bits as doubles, and `doubleValue: null`
 //! (JavaScript's NaN) as NaN.
 
-use super::{Unreadable, exemplar_id};
+use super::{Unreadable, count_field, exemplar_id};
 use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
 use base64::Engine;
 use firstfall_store::batch::Field;
@@ -302,10 +302,6 @@ fn span(value: Json<'_, '_>, intake: &mut Intake) -> Result<(), Reason> {
     count_field(Field::DroppedLinks, dropped_links.into(), intake)?;
     intake.finish_span(&head);
     Ok(())
-}
-
-fn count_field(field: Field, count: u64, intake: &mut Intake) -> Result<(), Reason> {
-    if count == 0 { Ok(()) } else { intake.field(field, Any::Int(count as i64)) }
 }
 
 fn read_list<T>(

@@ -4,10 +4,13 @@
 //! frame is broken is refused whole, as the bytes after the break mean nothing; an item that is broken inside is refused alone.
 
 pub mod json;
+mod points;
 pub mod protobuf;
+mod wire;
 
-use crate::validate::{Intake, Trim};
+use crate::validate::{Any, Intake, Reason, Trim};
 use firstfall_store::Signal;
+use firstfall_store::batch::Field;
 use firstfall_store::value::{Pairs, Value};
 
 /// The encoding of a request's body.
@@ -33,6 +36,11 @@ pub fn request(format: Format, signal: Signal, body: &mut [u8], intake: &mut Int
         Format::Protobuf => protobuf::request(signal, body, intake),
         Format::Json => json::request(signal, body, intake),
     }
+}
+
+/// Keeps a counter that is worth a column only when it counted something.
+fn count_field(field: Field, count: u64, intake: &mut Intake) -> Result<(), Reason> {
+    if count == 0 { Ok(()) } else { intake.field(field, Any::Int(count as i64)) }
 }
 
 /// A field that may stand once: the last one counts.

@@ -1,144 +1,17 @@
 //! Walks OTLP's protobuf wire format.
 //!
-//! A message is a sequence of fields, `tag value`; a tag is `number << 3 | wire type`. Fields may come in any order, so a span is
-//! walked twice: first for its scalars, skipping over what is long, then for its attributes, once its lane is known. The
+//! Fields may come in any order, so a span is walked twice: first for its scalars, skipping over what is long, then for its attributes, once its lane is known. The
 //! field numbers are those of opentelemetry-proto 1.x. Unknown fields are skipped, as protobuf asks.
 
-use super::{Unreadable, exemplar_id, set};
-use crate::validate::{Any, Intake, LogHead, PointHead, Reason, SpanHead, Trim};
+use super::points::metric;
+use super::wire::{Broken, Walk, text};
+use super::{Unreadable, count_field};
+use crate::validate::{Any, Intake, LogHead, Reason, SpanHead, Trim};
 use firstfall_store::batch::Field;
 use firstfall_store::builder::REDACTED;
 use firstfall_store::pack::Writer;
 use firstfall_store::value::{Event, Link, Pairs, Resource, Scope, Stored, Value};
 use firstfall_store::{Signal, SpanId, TraceId};
-
-/// The bytes are not a sequence of fields.
-#[derive(Debug)]
-struct Broken;
-
-impl From<Broken> for Reason {
-    fn from(_: Broken) -> Reason {
-        Reason::Malformed
-    }
-}
-
-const VARINT: u8 = 0;
-const FIXED64: u8 = 1;
-const LEN: u8 = 2;
-const FIXED32: u8 = 5;
-
-#[derive(Clone, Copy)]
-struct Walk<'a> {
-    rest: &'a [u8],
-}
-
-/// A field as it stands on the wire.
-#[derive(Clone, Copy)]
-enum Wire<'a> {
-    Varint(u64),
-    Fixed64(u64),
-    Len(&'a [u8]),
-    Fixed32(u32),
-}
-
-impl<'a> Walk<'a> {
-    fn new(bytes: &'a [u8]) -> Walk<'a> {
-        Walk { rest: bytes }
-    }
-
-    #[inline]
-    fn varint(&mut self) -> Result<u64, Broken> {
-        let (first, rest) = self.rest.split_first().ok_or(Broken)?;
-        self.rest = rest;
-        if *first < 0x80 {
-            return Ok(u64::from(*first));
-        }
-        self.varint_long(*first)
-    }
-
-    #[inline(never)]
-    fn varint_long(&mut self, first: u8) -> Result<u64, Broken> {
-        let mut value = u64::from(first & 0x7f);
-        for shift in (7..70).step_by(7) {
-            let (byte, rest) = self.rest.split_first().ok_or(Broken)?;
-            self.rest = rest;
-            // The tenth byte has room for one bit.
-            if shift == 63 && *byte > 1 {
-                return Err(Broken);
-            }
-            value |= u64::from(byte & 0x7f) << shift;
-            if *byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(Broken)
-    }
-
-    #[inline]
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Broken> {
-        let (head, rest) = self.rest.split_at_checked(length).ok_or(Broken)?;
-        self.rest = rest;
-        Ok(head)
-    }
-
-    #[inline]
-    fn len(&mut self) -> Result<&'a [u8], Broken> {
-        let length = self.varint()?;
-        self.take(usize::try_from(length).map_err(|_| Broken)?)
-    }
-
-    /// The next field, or `None` at the end.
-    #[inline]
-    fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, Broken> {
-        if self.rest.is_empty() {
-            return Ok(None);
-        }
-        let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).map_err(|_| Broken)?;
-        if number == 0 || number >= 1 << 29 {
-            return Err(Broken);
-        }
-        let wire = match (tag & 7) as u8 {
-            LEN => Wire::Len(self.len()?),
-            VARINT => Wire::Varint(self.varint()?),
-            FIXED64 => Wire::Fixed64(u64::from_le_bytes(*self.take(8)?.first_chunk().expect("eight bytes were taken"))),
-            FIXED32 => Wire::Fixed32(u32::from_le_bytes(*self.take(4)?.first_chunk().expect("four bytes were taken"))),
-            // Groups are long out of use and none of OTLP's messages has one.
-            _ => return Err(Broken),
-        };
-        Ok(Some((number, wire)))
-    }
-}
-
-impl<'a> Wire<'a> {
-    #[inline]
-    fn bytes(self) -> Result<&'a [u8], Broken> {
-        if let Wire::Len(bytes) = self { Ok(bytes) } else { Err(Broken) }
-    }
-    #[inline]
-    fn fixed64(self) -> Result<u64, Broken> {
-        if let Wire::Fixed64(value) = self { Ok(value) } else { Err(Broken) }
-    }
-    fn fixed32(self) -> Result<u32, Broken> {
-        if let Wire::Fixed32(value) = self { Ok(value) } else { Err(Broken) }
-    }
-    fn varint(self) -> Result<u64, Broken> {
-        if let Wire::Varint(value) = self { Ok(value) } else { Err(Broken) }
-    }
-    fn int32(self) -> Result<i32, Broken> {
-        Ok(self.varint()? as i32)
-    }
-    fn double(self) -> Result<f64, Broken> {
-        self.fixed64().map(f64::from_bits)
-    }
-    fn string(self) -> Result<String, Reason> {
-        text(self.bytes()?)
-    }
-}
-
-fn text(bytes: &[u8]) -> Result<String, Reason> {
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Reason::NotUtf8)
-}
 
 /// The nested messages that a request is made of: what each level's field of the level below is called in an error.
 pub fn request(signal: Signal, body: &[u8], intake: &mut Intake) -> Result<(), Unreadable> {
@@ -380,10 +253,6 @@ fn span(bytes: &[u8], intake: &mut Intake) -> Result<(), Reason> {
     Ok(())
 }
 
-fn count_field(field: Field, count: u64, intake: &mut Intake) -> Result<(), Reason> {
-    if count == 0 { Ok(()) } else { intake.field(field, Any::Int(count as i64)) }
-}
-
 fn read_list<T>(
     bytes: &[u8],
     field: u32,
@@ -505,7 +374,7 @@ fn log(bytes: &[u8], intake: &mut Intake) -> Result<(), Reason> {
 
 /// `KeyValue` of the item under construction: 1 key, 2 value.
 #[inline]
-fn attribute(bytes: &[u8], intake: &mut Intake) -> Result<(), Reason> {
+pub(super) fn attribute(bytes: &[u8], intake: &mut Intake) -> Result<(), Reason> {
     let (key, value) = key_value(bytes)?;
     match any_value(value)? {
         Found::Plain(value) => intake.attribute(key, value),
@@ -627,7 +496,7 @@ fn encode_plain(value: Any<'_>, out: &mut Vec<u8>) -> Result<(), Reason> {
 }
 
 /// An attribute of something that is kept as a value: resource, scope, event, link.
-fn push_pair(bytes: &[u8], pairs: &mut Pairs, dropped: &mut u32, intake: &mut Intake) -> Result<(), Reason> {
+pub(super) fn push_pair(bytes: &[u8], pairs: &mut Pairs, dropped: &mut u32, intake: &mut Intake) -> Result<(), Reason> {
     let (key, value) = key_value(bytes)?;
     let mut key = text(key)?;
     let mut encoded = Vec::new();
@@ -641,236 +510,9 @@ fn push_pair(bytes: &[u8], pairs: &mut Pairs, dropped: &mut u32, intake: &mut In
         intake.trim(Trim::Value);
         Value::Str(format!("[cut: a nested value of {} bytes]", encoded.len()))
     } else {
-        Value::decode(&mut firstfall_store::pack::Reader::new(&encoded), 0).map_err(|_| Reason::Malformed)?
+        Value::decode(&mut firstfall_store::pack::Cursor::new(&encoded), 0).map_err(|_| Reason::Malformed)?
     };
     intake.cap_pair(&mut key, &mut value);
     pairs.push((key, value));
     Ok(())
-}
-
-/// `Metric`: 1 name, 2 description, 3 unit, 5 gauge, 7 sum, 9 histogram, 10 exponential histogram, 11 summary, 12 metadata.
-fn metric(bytes: &[u8], intake: &mut Intake) {
-    if let Err(reason) = try_metric(bytes, intake) {
-        // What could be read of it is kept; the rest counts as one.
-        intake.reject(reason);
-    }
-}
-
-struct Metric<'a> {
-    name: &'a [u8],
-    description: &'a [u8],
-    unit: &'a [u8],
-    metadata: Vec<u8>,
-    temporality: i32,
-    monotonic: bool,
-}
-
-fn try_metric(bytes: &[u8], intake: &mut Intake) -> Result<(), Reason> {
-    let mut metric = Metric { name: &[], description: &[], unit: &[], metadata: Vec::new(), temporality: 0, monotonic: false };
-    let mut data = None;
-    let mut metadata: Pairs = Vec::new();
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match number {
-            1 => metric.name = wire.bytes()?,
-            2 => metric.description = wire.bytes()?,
-            3 => metric.unit = wire.bytes()?,
-            5 => data = Some((1, wire.bytes()?)),
-            7 => data = Some((2, wire.bytes()?)),
-            9 => data = Some((3, wire.bytes()?)),
-            10 => data = Some((4, wire.bytes()?)),
-            11 => data = Some((5, wire.bytes()?)),
-            12 => push_pair(wire.bytes()?, &mut metadata, &mut 0, intake)?,
-            _ => {}
-        }
-    }
-    if !metadata.is_empty() {
-        Value::Map(metadata).encode(&mut metric.metadata);
-    }
-    let Some((kind, data)) = data else { return Ok(()) };
-    let mut walk = Walk::new(data);
-    while let Some((number, wire)) = walk.next()? {
-        match number {
-            2 if kind != 1 && kind != 5 => metric.temporality = wire.int32()?,
-            3 if kind == 2 => metric.monotonic = wire.varint()? != 0,
-            _ => {}
-        }
-    }
-    let mut walk = Walk::new(data);
-    while let Some((number, wire)) = walk.next()? {
-        if number == 1
-            && let Err(reason) = point(wire.bytes()?, kind, &metric, intake)
-        {
-            intake.abandon(reason);
-        }
-    }
-    Ok(())
-}
-
-/// A data point of any type. The numbers of the fields differ from type to type.
-fn point(bytes: &[u8], kind: u8, metric: &Metric<'_>, intake: &mut Intake) -> Result<(), Reason> {
-    let attributes_field = match kind {
-        3 => 9,
-        4 => 1,
-        _ => 7,
-    };
-    let mut head = PointHead { metric: metric.name, kind, ..PointHead::default() };
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match number {
-            2 => head.start = wire.fixed64()?,
-            3 => head.time = wire.fixed64()?,
-            _ => {}
-        }
-    }
-    intake.begin_point(&head)?;
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        if number == attributes_field {
-            attribute(wire.bytes()?, intake)?;
-        }
-    }
-    for (field, value) in [(Field::Unit, metric.unit), (Field::Description, metric.description)] {
-        if !value.is_empty() {
-            intake.field(field, Any::Str(value))?;
-        }
-    }
-    if !metric.metadata.is_empty() {
-        intake.field(Field::Metadata, Any::Nested(&metric.metadata))?;
-    }
-    if metric.temporality != 0 {
-        intake.field(Field::Temporality, Any::Int(metric.temporality.into()))?;
-    }
-    if metric.monotonic {
-        intake.field(Field::Monotonic, Any::Bool(true))?;
-    }
-    let (mut flags, mut exemplars) = (0u32, Vec::new());
-    let (mut counts, mut bounds, mut quantiles) = (Vec::new(), Vec::new(), Vec::new());
-    let mut numbers: [Option<(Field, Any<'_>)>; 5] = [None; 5];
-    let mut buckets: Pairs = Vec::new();
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match (kind, number) {
-            (1 | 2, 4) => numbers[0] = Some((Field::Value, Any::Double(wire.double()?))),
-            (1 | 2, 6) => numbers[0] = Some((Field::Value, Any::Int(wire.fixed64()? as i64))),
-            (3..=5, 4) => numbers[1] = Some((Field::Count, Any::Int(wire.fixed64()? as i64))),
-            (3..=5, 5) => numbers[2] = Some((Field::Sum, Any::Double(wire.double()?))),
-            (3, 11) | (4, 12) => numbers[3] = Some((Field::Min, Any::Double(wire.double()?))),
-            (3, 12) | (4, 13) => numbers[4] = Some((Field::Max, Any::Double(wire.double()?))),
-            (3, 6) => packed64(wire, &mut counts, |bits| Value::Int(bits as i64))?,
-            (3, 7) => packed64(wire, &mut bounds, |bits| Value::Double(f64::from_bits(bits)))?,
-            (4, 6) => {
-                let scale = wire.varint()? as u32;
-                set(&mut buckets, "scale", Value::Int(((scale >> 1) as i32 ^ -((scale & 1) as i32)).into()));
-            }
-            (4, 7) => set(&mut buckets, "zero_count", Value::Int(wire.fixed64()? as i64)),
-            (4, 14) => set(&mut buckets, "zero_threshold", Value::Double(wire.double()?)),
-            (4, 8) => set(&mut buckets, "positive", exponential_buckets(wire.bytes()?)?),
-            (4, 9) => set(&mut buckets, "negative", exponential_buckets(wire.bytes()?)?),
-            (5, 6) => quantiles.push(quantile(wire.bytes()?)?),
-            (1 | 2, 5) | (3, 8) | (4, 11) if exemplars.len() < intake.limits.events_max => {
-                let exemplar = exemplar(wire.bytes()?, intake)?;
-                exemplars.push(exemplar);
-            }
-            (1 | 2 | 5, 8) | (3 | 4, 10) => flags = wire.varint()? as u32,
-            _ => {}
-        }
-    }
-    for (field, value) in numbers.into_iter().flatten() {
-        intake.field(field, value)?;
-    }
-    for (name, list) in [("counts", counts), ("bounds", bounds), ("quantiles", quantiles)] {
-        if !list.is_empty() {
-            buckets.push((name.into(), Value::Array(list)));
-        }
-    }
-    if !buckets.is_empty() {
-        let mut encoded = Vec::new();
-        Value::Map(buckets).encode(&mut encoded);
-        intake.list(Field::Buckets, &encoded)?;
-    }
-    if !exemplars.is_empty() {
-        let mut encoded = Vec::new();
-        Value::Array(exemplars).encode(&mut encoded);
-        intake.list(Field::Exemplars, &encoded)?;
-    }
-    count_field(Field::Flags, flags.into(), intake)?;
-    count_field(Field::DroppedAttributes, intake.attributes_left_out(), intake)?;
-    intake.finish_point(&head);
-    Ok(())
-}
-
-/// A repeated fixed64 or double, packed or one by one.
-fn packed64(wire: Wire<'_>, out: &mut Vec<Value>, value: fn(u64) -> Value) -> Result<(), Reason> {
-    match wire {
-        Wire::Fixed64(bits) => out.push(value(bits)),
-        Wire::Len(bytes) => {
-            let (numbers, rest) = bytes.as_chunks::<8>();
-            if !rest.is_empty() {
-                return Err(Reason::Malformed);
-            }
-            out.extend(numbers.iter().map(|bits| value(u64::from_le_bytes(*bits))));
-        }
-        _ => return Err(Reason::Malformed),
-    }
-    Ok(())
-}
-
-/// `Buckets`: 1 offset (sint32), 2 counts (uint64).
-fn exponential_buckets(bytes: &[u8]) -> Result<Value, Reason> {
-    let (mut offset, mut counts) = (0i32, Vec::new());
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match (number, wire) {
-            (1, wire) => {
-                let raw = wire.varint()? as u32;
-                offset = (raw >> 1) as i32 ^ -((raw & 1) as i32);
-            }
-            (2, Wire::Varint(count)) => counts.push(Value::Int(count as i64)),
-            (2, wire) => {
-                let mut packed = Walk::new(wire.bytes()?);
-                while !packed.rest.is_empty() {
-                    counts.push(Value::Int(packed.varint()? as i64));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(Value::Map(vec![("offset".into(), Value::Int(offset.into())), ("counts".into(), Value::Array(counts))]))
-}
-
-/// `ValueAtQuantile`: 1 quantile, 2 value.
-fn quantile(bytes: &[u8]) -> Result<Value, Reason> {
-    let (mut quantile, mut value) = (0.0, 0.0);
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match number {
-            1 => quantile = wire.double()?,
-            2 => value = wire.double()?,
-            _ => {}
-        }
-    }
-    Ok(Value::Array(vec![Value::Double(quantile), Value::Double(value)]))
-}
-
-/// `Exemplar`: 2 time, 3 double, 4 span_id, 5 trace_id, 6 int, 7 filtered attributes.
-fn exemplar(bytes: &[u8], intake: &mut Intake) -> Result<Value, Reason> {
-    let mut pairs: Pairs = Vec::new();
-    let mut attributes: Pairs = Vec::new();
-    let mut walk = Walk::new(bytes);
-    while let Some((number, wire)) = walk.next()? {
-        match number {
-            2 => set(&mut pairs, "time", Value::Int(wire.fixed64()? as i64)),
-            3 => set(&mut pairs, "value", Value::Double(wire.double()?)),
-            4 => exemplar_id("span_id", wire.bytes()?, 8, &mut pairs, intake),
-            5 => exemplar_id("trace_id", wire.bytes()?, 16, &mut pairs, intake),
-            6 => set(&mut pairs, "value", Value::Int(wire.fixed64()? as i64)),
-            7 => push_pair(wire.bytes()?, &mut attributes, &mut 0, intake)?,
-            _ => {}
-        }
-    }
-    if !attributes.is_empty() {
-        pairs.push(("attributes".into(), Value::Map(attributes)));
-    }
-    Ok(Value::Map(pairs))
 }

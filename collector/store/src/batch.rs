@@ -7,7 +7,7 @@
 //! client sent them. What only some rows have (events, a status message, a body) is a column too, under a `Field` instead of
 //! an attribute key. `builder` makes one.
 
-use crate::pack::{Reader, Writer, corrupt, unzigzag, zigzag};
+use crate::pack::{Cursor, Writer, corrupt, unzigzag, zigzag};
 use crate::value::Value;
 use crate::{Damaged, Service, Signal, SpanId, TraceId};
 use hashbrown::HashTable;
@@ -159,7 +159,7 @@ impl Arena {
         out.extend_from_slice(&self.bytes);
     }
 
-    fn read(reader: &mut Reader<'_>, text: bool) -> Result<Arena, Damaged> {
+    fn read(reader: &mut Cursor<'_>, text: bool) -> Result<Arena, Damaged> {
         let count = count(reader)?;
         let mut end = 0u32;
         let mut ends = reader.packed_u32(count, u32::MAX as usize)?;
@@ -178,26 +178,30 @@ impl Arena {
     }
 }
 
-/// Whether two short texts are equal. Keys and values are mostly below 32 bytes, where calling the library's comparison costs more than
-/// comparing.
+/// Whether two short texts are equal. Keys and values are mostly below 32 bytes, often below 8 ("INFO", the empty key of a body), where
+/// calling the library's comparison costs more than comparing.
 #[inline]
 pub(crate) fn same(a: &[u8], b: &[u8]) -> bool {
     if a.len() != b.len() {
         return false;
     }
-    let (whole_a, rest_a) = a.as_chunks::<8>();
-    let (whole_b, rest_b) = b.as_chunks::<8>();
     let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
-    for (x, y) in whole_a.iter().zip(whole_b) {
+    let half = |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes);
+    for (x, y) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
         if word(x) != word(y) {
             return false;
         }
     }
-    // The last eight bytes again, as far as they are there: no loop over single bytes.
-    match (a.last_chunk::<8>(), b.last_chunk::<8>()) {
-        (Some(x), Some(y)) => word(x) == word(y),
-        _ => rest_a == rest_b,
+    // What is left is compared as the last eight or four bytes, which may overlap with what was: no loop over single bytes.
+    if let (Some(x), Some(y)) = (a.last_chunk::<8>(), b.last_chunk::<8>()) {
+        return word(x) == word(y);
     }
+    if let (Some(x), Some(y)) = (a.first_chunk::<4>(), b.first_chunk::<4>())
+        && let (Some(last_x), Some(last_y)) = (a.last_chunk::<4>(), b.last_chunk::<4>())
+    {
+        return half(x) == half(y) && half(last_x) == half(last_y);
+    }
+    a.iter().zip(b).all(|(x, y)| x == y)
 }
 
 /// An arena in which equal strings have one ordinal.
@@ -334,7 +338,7 @@ pub struct Batch {
 
 /// A value of a row, still inside its batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Cell<'a> {
+pub enum ValueRef<'a> {
     Str(&'a str),
     Int(i64),
     Double(f64),
@@ -344,17 +348,17 @@ pub enum Cell<'a> {
     Empty,
 }
 
-impl Cell<'_> {
+impl ValueRef<'_> {
     /// The value by itself.
     pub fn value(self) -> Value {
         match self {
-            Cell::Str(text) => Value::Str(text.to_owned()),
-            Cell::Int(value) => Value::Int(value),
-            Cell::Double(value) => Value::Double(value),
-            Cell::Bool(value) => Value::Bool(value),
-            Cell::Bytes(bytes) => Value::Bytes(bytes.to_vec()),
-            Cell::Nested(bytes) => Value::decode(&mut Reader::new(bytes), 0).unwrap_or(Value::Empty),
-            Cell::Empty => Value::Empty,
+            ValueRef::Str(text) => Value::Str(text.to_owned()),
+            ValueRef::Int(value) => Value::Int(value),
+            ValueRef::Double(value) => Value::Double(value),
+            ValueRef::Bool(value) => Value::Bool(value),
+            ValueRef::Bytes(bytes) => Value::Bytes(bytes.to_vec()),
+            ValueRef::Nested(bytes) => Value::decode(&mut Cursor::new(bytes), 0).unwrap_or(Value::Empty),
+            ValueRef::Empty => Value::Empty,
         }
     }
 }
@@ -390,24 +394,24 @@ impl Batch {
     }
 
     /// The columns of a row with their values, in the client's order.
-    pub fn cells(&self, row: usize) -> impl Iterator<Item = (Column, Cell<'_>)> {
+    pub fn values_of(&self, row: usize) -> impl Iterator<Item = (Column, ValueRef<'_>)> {
         let start = self.values_start[row] as usize;
         self.shape_of(row).iter().enumerate().map(move |(at, column)| {
             let column = self.columns[*column as usize];
-            (column, self.cell(column.kind, self.values[start + at]))
+            (column, self.value_of(column.kind, self.values[start + at]))
         })
     }
 
-    pub fn cell(&self, kind: Kind, word: u32) -> Cell<'_> {
+    pub fn value_of(&self, kind: Kind, word: u32) -> ValueRef<'_> {
         match kind {
-            Kind::Str => Cell::Str(self.strings.str(word)),
-            Kind::Small => Cell::Int(word.into()),
-            Kind::Wide => Cell::Int(self.wide[word as usize] as i64),
-            Kind::Double => Cell::Double(f64::from_bits(self.wide[word as usize])),
-            Kind::Bool => Cell::Bool(word != 0),
-            Kind::Bytes => Cell::Bytes(self.blobs.get(word)),
-            Kind::Nested => Cell::Nested(self.blobs.get(word)),
-            Kind::Empty => Cell::Empty,
+            Kind::Str => ValueRef::Str(self.strings.str(word)),
+            Kind::Small => ValueRef::Int(word.into()),
+            Kind::Wide => ValueRef::Int(self.wide[word as usize] as i64),
+            Kind::Double => ValueRef::Double(f64::from_bits(self.wide[word as usize])),
+            Kind::Bool => ValueRef::Bool(word != 0),
+            Kind::Bytes => ValueRef::Bytes(self.blobs.get(word)),
+            Kind::Nested => ValueRef::Nested(self.blobs.get(word)),
+            Kind::Empty => ValueRef::Empty,
         }
     }
 
@@ -497,7 +501,7 @@ impl Batch {
         if version != RECORD_VERSION {
             return Err(corrupt("a journal record of a later version"));
         }
-        let mut reader = Reader::new(bytes);
+        let mut reader = Cursor::new(bytes);
         let r = &mut reader;
         let signal = Signal::from_code(r.byte()?).ok_or(corrupt("an unknown signal"))?;
         let rows = count(r)?;
@@ -505,7 +509,7 @@ impl Batch {
         let blobs = Arena::read(r, false)?;
         let wide_len = count(r)?;
         let wide = r.packed(wide_len)?;
-        let text = |r: &mut Reader<'_>| below(r.varint()?, strings.len());
+        let text = |r: &mut Cursor<'_>| below(r.varint()?, strings.len());
         let mut resources = Vec::new();
         for _ in 0..r.count()? {
             let (environment, namespace, name) = (text(r)?, text(r)?, text(r)?);
@@ -600,10 +604,29 @@ pub const RECORD_VERSION: u32 = 1;
 /// bytes each. It keeps a damaged count from asking for all of memory.
 const COUNT_MAX: u64 = 1 << 24;
 
-fn count(reader: &mut Reader<'_>) -> Result<usize, Damaged> {
+fn count(reader: &mut Cursor<'_>) -> Result<usize, Damaged> {
     below(reader.varint()?, COUNT_MAX as usize + 1).map(|count| count as usize)
 }
 
 fn below(value: u64, bound: usize) -> Result<u32, Damaged> {
     if value < bound as u64 { Ok(value as u32) } else { Err(corrupt("a reference to nothing")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn texts_are_the_same_when_their_bytes_are(a in prop::collection::vec(0u8..2, 0..20), b in prop::collection::vec(0u8..2, 0..20), at: prop::sample::Index) {
+            prop_assert_eq!(same(&a, &b), a == b);
+            let mut other = a.clone();
+            prop_assert!(same(&a, &other));
+            if !a.is_empty() {
+                other[at.index(a.len())] ^= 4;
+                prop_assert!(!same(&a, &other));
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! 0.8 %, merging is addition, and finding a bucket is a shift.
 
 use crate::Damaged;
-use crate::pack::{Reader, Writer, corrupt};
+use crate::pack::{Cursor, Writer, corrupt};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
@@ -59,7 +59,7 @@ impl Histogram {
     }
 
     /// Replaces what it holds by what was written.
-    pub fn read(&mut self, r: &mut Reader<'_>) -> Result<(), Damaged> {
+    pub fn read(&mut self, r: &mut Cursor<'_>) -> Result<(), Damaged> {
         self.buckets.clear();
         let mut bucket = 0u16;
         for _ in 0..r.count()? {
@@ -178,7 +178,7 @@ mod tests {
             values.iter().for_each(|v| histogram.record(*v));
             let mut bytes = Vec::new();
             histogram.write(&mut bytes);
-            read.read(&mut Reader::new(&bytes)).expect("own bytes");
+            read.read(&mut Cursor::new(&bytes)).expect("own bytes");
             prop_assert_eq!(read, histogram);
         }
 

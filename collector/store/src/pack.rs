@@ -126,7 +126,7 @@ pub struct Planes<'a> {
 }
 
 impl<'a> Planes<'a> {
-    pub fn read(reader: &mut Reader<'a>, count: usize) -> Result<Planes<'a>, Damaged> {
+    pub fn read(reader: &mut Cursor<'a>, count: usize) -> Result<Planes<'a>, Damaged> {
         let planes = reader.byte()? as usize;
         if planes > 8 {
             return Err(corrupt("more than eight byte planes"));
@@ -180,13 +180,13 @@ impl<'a> Planes<'a> {
 
 /// Reads what `Writer` wrote, checking every length.
 #[derive(Clone, Copy)]
-pub struct Reader<'a> {
+pub struct Cursor<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Cursor<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
-        Reader { rest: bytes }
+        Cursor { rest: bytes }
     }
 
     pub fn left(&self) -> usize {
@@ -302,7 +302,7 @@ mod tests {
             bytes.packed(&values);
             write_planes(&mut bytes, &values);
             bytes.packed_u32(&narrow);
-            let mut reader = Reader::new(&bytes);
+            let mut reader = Cursor::new(&bytes);
             prop_assert_eq!(&reader.packed(values.len()).expect("own bytes"), &values);
             prop_assert_eq!(&Planes::read(&mut reader, values.len()).expect("own bytes").to_vec(), &values);
             prop_assert_eq!(reader.packed_u32(narrow.len(), usize::MAX).expect("own bytes"), narrow);
@@ -316,7 +316,7 @@ mod tests {
             let values: Vec<u64> = values.iter().map(|v| v >> shift).collect();
             let mut bytes = Vec::new();
             write_planes(&mut bytes, &values);
-            let planes = Planes::read(&mut Reader::new(&bytes), values.len()).expect("own bytes");
+            let planes = Planes::read(&mut Cursor::new(&bytes), values.len()).expect("own bytes");
             let at = at.index(values.len());
             prop_assert_eq!(planes.get(at), Some(values[at]));
             prop_assert_eq!(planes.get(values.len()), None);

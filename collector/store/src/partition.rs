@@ -16,7 +16,7 @@
 
 use crate::batch::Batch;
 use crate::block::{self, BLOCK_VERSION, Dictionary};
-use crate::filter::Bloom;
+use crate::bloom::Bloom;
 use crate::rollup::{self, Level, ROLLUP_VERSION, Rollups};
 use crate::segment::{Directory, Segment, TraceTable};
 use crate::value::{Resource, Scope, Stored};

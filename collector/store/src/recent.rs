@@ -112,7 +112,7 @@ pub(crate) fn encode_requests(requests: &[(RequestHash, u64, Answer)]) -> Vec<u8
 }
 
 pub(crate) fn decode_requests(bytes: &[u8]) -> Result<Vec<(RequestHash, u64, Answer)>, crate::Damaged> {
-    let mut reader = crate::pack::Reader::new(bytes);
+    let mut reader = crate::pack::Cursor::new(bytes);
     let mut requests = Vec::new();
     while reader.left() > 0 {
         requests.push((RequestHash(reader.array()?), u64::from_le_bytes(reader.array()?), Answer::from_text(&reader.string()?)));

@@ -16,7 +16,7 @@
 
 use crate::batch::{Batch, Interner, marks};
 use crate::histogram::{Histogram, Sum};
-use crate::pack::{Reader, Writer, corrupt, frame};
+use crate::pack::{Cursor, Writer, corrupt, frame};
 use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
@@ -371,7 +371,7 @@ pub fn decode_cells(
     mut each: impl FnMut(u64, u32, u8, &str, &Cell),
 ) -> Result<(), Damaged> {
     let body = crate::segment::inflate_sized(body)?;
-    let mut r = Reader::new(&body);
+    let mut r = Cursor::new(&body);
     let mut names = Vec::new();
     for _ in 0..r.count()? {
         names.push(r.text()?);
@@ -379,7 +379,7 @@ pub fn decode_cells(
     let mut cell = Cell::default();
     while r.left() > 0 {
         let service = r.u32()?;
-        let mut group = Reader::new(r.text()?);
+        let mut group = Cursor::new(r.text()?);
         if !wanted(service) {
             continue;
         }

@@ -3,7 +3,7 @@
 
 use crate::batch::{Field, Kind};
 use crate::block::*;
-use crate::pack::{Planes, Reader, corrupt, unzigzag};
+use crate::pack::{Cursor, Planes, corrupt, unzigzag};
 use crate::{Damaged, SpanId, TraceId};
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -66,7 +66,7 @@ pub struct SegmentInfo {
 impl Directory {
     pub fn parse(bytes: &[u8]) -> Result<Directory, Damaged> {
         let bytes = inflate_sized(bytes)?;
-        let mut r = Reader::new(&bytes);
+        let mut r = Cursor::new(&bytes);
         let mut directory = Directory::default();
         for _ in 0..r.count()? {
             directory.contexts.push((r.u32()?, r.u32()?, r.u32()?));
@@ -108,14 +108,14 @@ pub struct TraceTable {
 
 impl TraceTable {
     pub fn parse(bytes: &[u8], rows: usize) -> Result<TraceTable, Damaged> {
-        let mut r = Reader::new(bytes);
+        let mut r = Cursor::new(bytes);
         Ok(TraceTable { ids: Self::ids(&mut r)?, rows, column: r.take(r.left())?.to_vec(), of_row: OnceLock::new() })
     }
 
     /// For each row of the block: 0 is "no trace", n the n-th of the table, counted from 1.
     pub fn of_row(&self) -> Result<&[u32], Damaged> {
         let read = || {
-            let mut r = Reader::new(&self.column);
+            let mut r = Cursor::new(&self.column);
             let size = r.varint()? as usize;
             if size > self.rows.saturating_mul(8) + 16 {
                 return Err(corrupt("a trace table longer than its rows"));
@@ -123,7 +123,7 @@ impl TraceTable {
             let column = inflate(r.take(r.left())?, size)?;
             let mut trace = 0i64;
             let mut of_row = Vec::with_capacity(self.rows);
-            for delta in Planes::read(&mut Reader::new(&column), self.rows)?.to_vec() {
+            for delta in Planes::read(&mut Cursor::new(&column), self.rows)?.to_vec() {
                 trace = trace.wrapping_add(unzigzag(delta));
                 if trace < 0 || trace > self.ids.len() as i64 {
                     return Err(corrupt("a row of an unknown trace"));
@@ -135,7 +135,7 @@ impl TraceTable {
         cached(&self.of_row, read).map(Vec::as_slice)
     }
 
-    fn ids(r: &mut Reader<'_>) -> Result<Vec<[u8; 16]>, Damaged> {
+    fn ids(r: &mut Cursor<'_>) -> Result<Vec<[u8; 16]>, Damaged> {
         let count = r.count()?;
         let bytes = r.take(count.checked_mul(16).ok_or(corrupt("too many traces"))?)?;
         Ok(bytes.as_chunks::<16>().0.to_vec())
@@ -249,7 +249,7 @@ impl Texts {
         self.ends.push(self.bytes.len() as u32);
     }
 
-    fn read(r: &mut Reader<'_>, count: usize) -> Result<Texts, Damaged> {
+    fn read(r: &mut Cursor<'_>, count: usize) -> Result<Texts, Damaged> {
         let mut ends = Vec::with_capacity(count);
         let mut end = 0u64;
         for length in Planes::read(r, count)?.to_vec() {
@@ -262,12 +262,12 @@ impl Texts {
 
 impl Segment {
     pub fn parse(body: Vec<u8>) -> Result<Segment, Damaged> {
-        let mut whole = Reader::new(&body);
+        let mut whole = Cursor::new(&body);
         let header_len = u32::from_le_bytes(whole.array()?) as usize;
         let header = inflate_sized(whole.take(header_len)?)?;
         let mut at = 4 + header_len;
 
-        let mut r = Reader::new(&header);
+        let mut r = Cursor::new(&header);
         let rows = r.varint()? as usize;
         if rows > ROWS_MAX {
             return Err(corrupt("a segment of too many rows"));
@@ -325,8 +325,8 @@ impl Segment {
         Ok(Segment { header, body, rows, lanes, columns, shapes, chunks, inflated, times, row_shapes, values })
     }
 
-    fn chunk(&self, chunk: usize) -> Result<Reader<'_>, Damaged> {
-        Ok(Reader::new(match &self.chunks[chunk] {
+    fn chunk(&self, chunk: usize) -> Result<Cursor<'_>, Damaged> {
+        Ok(Cursor::new(match &self.chunks[chunk] {
             Chunk::Inline(range) => &self.header[range.clone()],
             Chunk::Stored(range) => &self.body[range.clone()],
             Chunk::Frame { at, inflated } => cached(&self.inflated[chunk], || inflate(&self.body[at.clone()], *inflated))?,
@@ -478,9 +478,9 @@ impl Segment {
 const SIGN: u64 = 1 << 63;
 
 /// One string of a column of `count`, `at` below that.
-fn read_string<'a>(r: &mut Reader<'a>, count: usize, at: usize) -> Result<Cow<'a, [u8]>, Damaged> {
+fn read_string<'a>(r: &mut Cursor<'a>, count: usize, at: usize) -> Result<Cow<'a, [u8]>, Damaged> {
     const BEYOND: Damaged = Damaged("a value beyond its dictionary");
-    let text = |r: &mut Reader<'a>, lengths: Planes<'a>, nth: usize| -> Result<&'a [u8], Damaged> {
+    let text = |r: &mut Cursor<'a>, lengths: Planes<'a>, nth: usize| -> Result<&'a [u8], Damaged> {
         let start = lengths.sum_before(nth).ok_or(BEYOND)?;
         r.take(usize::try_from(start).map_err(|_| BEYOND)?)?;
         r.take(usize::try_from(lengths.get(nth).ok_or(BEYOND)?).map_err(|_| BEYOND)?)
@@ -531,7 +531,7 @@ fn holes(pattern: &[u8]) -> usize {
     pattern.iter().filter(|byte| **byte == PATTERN_HOLE).count()
 }
 
-fn read_strings(r: &mut Reader<'_>, count: usize) -> Result<Values, Damaged> {
+fn read_strings(r: &mut Cursor<'_>, count: usize) -> Result<Values, Damaged> {
     let codes_below = |codes: Vec<u64>, bound: usize| -> Result<Vec<u32>, Damaged> {
         if codes.iter().any(|code| *code >= bound as u64) {
             return Err(corrupt("a value beyond its dictionary"));

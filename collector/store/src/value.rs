@@ -17,7 +17,7 @@
 //! pairs  := count (text value)*
 //! ```
 
-use crate::pack::{Reader, Writer, corrupt};
+use crate::pack::{Cursor, Writer, corrupt};
 use crate::{Damaged, Nanos, SpanId, TraceId};
 use serde_json::{Map, Number, Value as Json};
 
@@ -75,7 +75,7 @@ impl Value {
         }
     }
 
-    pub fn decode(reader: &mut Reader<'_>, depth: usize) -> Result<Value, Damaged> {
+    pub fn decode(reader: &mut Cursor<'_>, depth: usize) -> Result<Value, Damaged> {
         if depth > NESTING_MAX {
             return Err(corrupt("a value nested too deep"));
         }
@@ -137,7 +137,7 @@ pub fn encode_pairs(pairs: &Pairs, out: &mut Vec<u8>) {
     }
 }
 
-pub fn decode_pairs(reader: &mut Reader<'_>, depth: usize) -> Result<Pairs, Damaged> {
+pub fn decode_pairs(reader: &mut Cursor<'_>, depth: usize) -> Result<Pairs, Damaged> {
     let count = reader.count()?;
     let mut pairs = Vec::new();
     for _ in 0..count {
@@ -194,7 +194,7 @@ pub struct Link {
 /// A noun that is kept as one encoded BLOB.
 pub trait Stored: Sized {
     fn encode(&self, out: &mut Vec<u8>);
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged>;
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged>;
 
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -203,7 +203,7 @@ pub trait Stored: Sized {
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, Damaged> {
-        Self::decode(&mut Reader::new(bytes))
+        Self::decode(&mut Cursor::new(bytes))
     }
 }
 
@@ -213,7 +213,7 @@ impl Stored for Resource {
         out.varint(self.dropped_attributes.into());
         out.text(self.schema_url.as_bytes());
     }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged> {
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged> {
         Ok(Resource { attributes: decode_pairs(reader, 0)?, dropped_attributes: reader.u32()?, schema_url: reader.string()? })
     }
 }
@@ -226,7 +226,7 @@ impl Stored for Scope {
         out.varint(self.dropped_attributes.into());
         out.text(self.schema_url.as_bytes());
     }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged> {
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged> {
         Ok(Scope {
             name: reader.string()?,
             version: reader.string()?,
@@ -244,7 +244,7 @@ impl Stored for Event {
         encode_pairs(&self.attributes, out);
         out.varint(self.dropped_attributes.into());
     }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged> {
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged> {
         Ok(Event {
             time: u64::from_le_bytes(reader.array()?),
             name: reader.string()?,
@@ -263,7 +263,7 @@ impl Stored for Link {
         out.varint(self.dropped_attributes.into());
         out.varint(self.flags.into());
     }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged> {
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged> {
         Ok(Link {
             trace_id: TraceId(reader.array()?),
             span_id: SpanId(u64::from_be_bytes(reader.array()?)),
@@ -282,7 +282,7 @@ impl<T: Stored> Stored for Vec<T> {
             item.encode(out);
         }
     }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Damaged> {
+    fn decode(reader: &mut Cursor<'_>) -> Result<Self, Damaged> {
         let count = reader.count()?;
         let mut items = Vec::new();
         for _ in 0..count {
@@ -319,12 +319,12 @@ mod tests {
         fn a_value_is_read_as_it_was_written(value in any_value()) {
             let mut bytes = Vec::new();
             value.encode(&mut bytes);
-            prop_assert_eq!(Value::decode(&mut Reader::new(&bytes), 0).expect("own encoding"), value);
+            prop_assert_eq!(Value::decode(&mut Cursor::new(&bytes), 0).expect("own encoding"), value);
         }
 
         #[test]
         fn damaged_bytes_are_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Value::decode(&mut Reader::new(&bytes), 0);
+            let _ = Value::decode(&mut Cursor::new(&bytes), 0);
             let _ = Vec::<Event>::from_bytes(&bytes);
             let _ = Vec::<Link>::from_bytes(&bytes);
             let _ = Resource::from_bytes(&bytes);

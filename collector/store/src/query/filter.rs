@@ -3,7 +3,7 @@
 //! A segment is asked from cheap to dear: its lanes, its facts in the directory, its times, durations and marks, and only then
 //! the columns of the attributes that are named. A value is compared once for each distinct text, not once a row.
 
-use crate::batch::{Batch, Cell, Field, Kind, marks};
+use crate::batch::{Batch, Field, Kind, ValueRef, marks};
 use crate::pack::unzigzag;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable, Values};
@@ -156,7 +156,7 @@ impl Filter {
             let resource = batch.resource_of(row) as usize;
             let attributes_match = self.attributes.iter().enumerate().all(|(n, (key, value))| {
                 in_resource[n][resource]
-                    || batch.cells(row).any(|(column, cell)| {
+                    || batch.values_of(row).any(|(column, cell)| {
                         column.field == Field::Attribute && batch.strings.str(column.key) == key && cell_is(cell, value)
                     })
             });
@@ -164,7 +164,7 @@ impl Filter {
                 continue;
             }
             if !self.words.is_empty() {
-                let body = batch.cells(row).find(|(column, _)| column.field == Field::Body).map(|(_, cell)| cell_text(cell));
+                let body = batch.values_of(row).find(|(column, _)| column.field == Field::Body).map(|(_, cell)| cell_text(cell));
                 if !self.wants_text(body.as_deref().unwrap_or("")) {
                     continue;
                 }
@@ -281,10 +281,10 @@ impl Filter {
                     Values::Numbers(numbers) => {
                         for (row, number) in segment.rows_of(number).map_err(&damaged)?.into_iter().zip(numbers) {
                             let cell = match column.kind {
-                                Kind::Double => Cell::Double(f64::from_bits(*number)),
-                                Kind::Bool => Cell::Bool(*number != 0),
-                                Kind::Empty => Cell::Empty,
-                                _ => Cell::Int(*number as i64),
+                                Kind::Double => ValueRef::Double(f64::from_bits(*number)),
+                                Kind::Bool => ValueRef::Bool(*number != 0),
+                                Kind::Empty => ValueRef::Empty,
+                                _ => ValueRef::Int(*number as i64),
                             };
                             matching[row as usize] = self.wants_text(&cell_text(cell));
                         }
@@ -297,8 +297,8 @@ impl Filter {
                         let text = distinct.get(*code);
                         match column.kind {
                             Kind::Str => std::str::from_utf8(text).is_ok_and(|t| self.wants_text(t)),
-                            Kind::Bytes => self.wants_text(&cell_text(Cell::Bytes(text))),
-                            _ => self.wants_text(&cell_text(Cell::Nested(text))),
+                            Kind::Bytes => self.wants_text(&cell_text(ValueRef::Bytes(text))),
+                            _ => self.wants_text(&cell_text(ValueRef::Nested(text))),
                         }
                     });
                     matching[row as usize] = *wanted;
@@ -322,8 +322,8 @@ fn mark_equal(segment: &Segment, column: usize, value: &str, matching: &mut [boo
             let equal: Vec<bool> = (0..distinct.len() as u32)
                 .map(|at| match kind {
                     Kind::Str => distinct.get(at) == value.as_bytes(),
-                    Kind::Bytes => cell_is(Cell::Bytes(distinct.get(at)), value),
-                    _ => cell_is(Cell::Nested(distinct.get(at)), value),
+                    Kind::Bytes => cell_is(ValueRef::Bytes(distinct.get(at)), value),
+                    _ => cell_is(ValueRef::Nested(distinct.get(at)), value),
                 })
                 .collect();
             if equal.contains(&true) {
@@ -353,17 +353,17 @@ fn resource_has(resource: &Resource, key: &str, value: &str) -> bool {
     resource.attributes.iter().any(|(k, v)| k == key && v.text() == value)
 }
 
-fn cell_is(cell: Cell<'_>, wanted: &str) -> bool {
+fn cell_is(cell: ValueRef<'_>, wanted: &str) -> bool {
     match cell {
-        Cell::Str(text) => text == wanted,
-        Cell::Int(value) => wanted.parse() == Ok(value),
-        Cell::Double(value) => wanted.parse() == Ok(value),
-        Cell::Bool(value) => wanted.parse() == Ok(value),
+        ValueRef::Str(text) => text == wanted,
+        ValueRef::Int(value) => wanted.parse() == Ok(value),
+        ValueRef::Double(value) => wanted.parse() == Ok(value),
+        ValueRef::Bool(value) => wanted.parse() == Ok(value),
         other => cell_text(other) == wanted,
     }
 }
 
-fn cell_text(cell: Cell<'_>) -> String {
+fn cell_text(cell: ValueRef<'_>) -> String {
     cell.value().text()
 }
 

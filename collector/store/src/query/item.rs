@@ -145,9 +145,9 @@ pub(crate) fn from_batch(batch: &Batch, row: usize) -> Result<Item, Error> {
         attributes: Vec::new(),
         fields: Vec::new(),
     };
-    for (column, cell) in batch.cells(row) {
+    for (column, cell) in batch.values_of(row) {
         let raw = match cell {
-            crate::batch::Cell::Nested(bytes) => bytes,
+            crate::batch::ValueRef::Nested(bytes) => bytes,
             _ => &[],
         };
         let value = if matches!(column.field, Field::Events | Field::Links) { Value::Empty } else { cell.value() };
@@ -252,7 +252,7 @@ fn value_at(segment: &Segment, column: usize, at: usize) -> Result<(Value, Cow<'
                 Kind::Str => Value::Str(std::str::from_utf8(&raw).map_err(|_| Damaged("a string that is not UTF-8"))?.to_owned()),
                 Kind::Bytes => Value::Bytes(raw.to_vec()),
                 _ if matches!(info.field, Field::Events | Field::Links) => Value::Empty,
-                _ => Value::decode(&mut crate::pack::Reader::new(&raw), 0)?,
+                _ => Value::decode(&mut crate::pack::Cursor::new(&raw), 0)?,
             };
             (value, raw)
         }
