@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod decode;
 pub mod demo;
+pub mod detect;
 pub mod ingest;
 pub mod receive;
 pub mod redact;

@@ -1,0 +1,440 @@
+//! From batches to *facts*: the little that detection needs to know of a span, a log record or a point. Everything that depends on the
+//! semantic conventions, old and new, is decided here; what follows knows nodes, texts and numbers only.
+
+use super::names::{Names, Node, NodeId, NodeKind, TextId};
+use firstfall_store::batch::{Batch, Field, Kind, ValueRef, marks};
+use firstfall_store::{Service, Signal};
+use hashbrown::HashMap;
+
+pub const SERVER: u8 = 2;
+pub const CLIENT: u8 = 3;
+pub const PRODUCER: u8 = 4;
+pub const CONSUMER: u8 = 5;
+
+#[derive(Clone, Copy, Debug)]
+pub struct SpanFact {
+    pub trace: [u8; 16],
+    pub span: u64,
+    pub parent: u64,
+    pub node: NodeId,
+    pub operation: TextId,
+    pub kind: u8,
+    pub start: u64,
+    pub end: u64,
+    pub failed: bool,
+    pub request: bool,
+    /// Whom it calls, by its attributes.
+    pub peer: Option<NodeId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct LogFact {
+    pub node: NodeId,
+    pub time: u64,
+    pub severity: u8,
+    pub pattern: TextId,
+    pub trace: [u8; 16],
+    pub span: u64,
+}
+
+/// What a number of a metric says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Measure {
+    /// A level: CPU, memory, a queue's length.
+    Level,
+    /// Requests since the point before.
+    Requests,
+    /// Failed requests since the point before.
+    Errors,
+    /// A mean or a percentile of how long something takes, in seconds.
+    Latency,
+    /// Something else that is counted, since the point before.
+    Count,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct PointFact {
+    pub node: NodeId,
+    /// Name and attributes together.
+    pub metric: TextId,
+    pub measure: Measure,
+    pub time: u64,
+    pub value: f64,
+    /// A cumulative count: what came since the point before is the difference.
+    pub cumulative: bool,
+    /// How many observations a latency is the mean of; 0 where that is not said.
+    pub weight: f64,
+    /// Since when a sum counts; 0 where that is not said.
+    pub since: u64,
+}
+
+#[derive(Default)]
+pub struct Facts {
+    pub spans: Vec<SpanFact>,
+    pub logs: Vec<LogFact>,
+    pub points: Vec<PointFact>,
+    /// Caller and callee that only a metric tells of, and when.
+    pub edges: Vec<(NodeId, NodeId, u64)>,
+}
+
+/// Takes from a batch what detection needs.
+pub fn of(batch: &Batch, names: &mut Names) -> Facts {
+    let nodes: Vec<NodeId> = (0..batch.resources.len() as u32)
+        .map(|resource| names.node_id(Node { kind: NodeKind::Service, service: batch.service(resource) }))
+        .collect();
+    let lanes: Vec<(NodeId, TextId, u8)> = batch
+        .lanes
+        .iter()
+        .map(|lane| (nodes[batch.contexts[lane.context as usize].0 as usize], names.text(batch.strings.str(lane.name)), lane.kind))
+        .collect();
+    let mut facts = Facts::default();
+    match batch.signal {
+        Signal::Traces => spans(batch, &lanes, names, &mut facts),
+        Signal::Logs => logs(batch, &lanes, names, &mut facts),
+        Signal::Metrics => points(batch, &lanes, names, &mut facts),
+    }
+    facts
+}
+
+/// What an attribute says about the callee.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Says {
+    Nothing,
+    PeerService,
+    Address,
+    Port,
+    Url,
+    DbSystem,
+    DbNamespace,
+    MessagingSystem,
+    Destination,
+    RpcService,
+    HttpStatus,
+}
+
+fn says(key: &str) -> Says {
+    match key {
+        "peer.service" | "service.peer.name" => Says::PeerService,
+        "server.address" | "net.peer.name" | "net.sock.peer.addr" | "http.host" | "network.peer.address" => Says::Address,
+        "server.port" | "net.peer.port" | "network.peer.port" => Says::Port,
+        "url.full" | "http.url" => Says::Url,
+        "db.system" | "db.system.name" => Says::DbSystem,
+        "db.name" | "db.namespace" => Says::DbNamespace,
+        "messaging.system" => Says::MessagingSystem,
+        "messaging.destination.name" | "messaging.destination" => Says::Destination,
+        "rpc.service" => Says::RpcService,
+        "http.response.status_code" | "http.status_code" => Says::HttpStatus,
+        _ => Says::Nothing,
+    }
+}
+
+/// The words of one span about its callee.
+#[derive(Default, Clone, PartialEq, Eq, Hash)]
+struct Callee<'a> {
+    peer_service: &'a str,
+    address: &'a str,
+    port: i64,
+    url: &'a str,
+    db_system: &'a str,
+    db_namespace: &'a str,
+    messaging_system: &'a str,
+    destination: &'a str,
+    rpc_service: &'a str,
+    http_status: i64,
+}
+
+impl<'a> Callee<'a> {
+    fn note(&mut self, says: Says, value: ValueRef<'a>) {
+        let slot = match says {
+            Says::Nothing => return,
+            Says::Port | Says::HttpStatus => {
+                let number = match value {
+                    ValueRef::Int(number) => number,
+                    ValueRef::Str(text) => text.parse().unwrap_or(0),
+                    _ => 0,
+                };
+                *(if says == Says::Port { &mut self.port } else { &mut self.http_status }) = number;
+                return;
+            }
+            Says::PeerService => &mut self.peer_service,
+            Says::Address => &mut self.address,
+            Says::Url => &mut self.url,
+            Says::DbSystem => &mut self.db_system,
+            Says::DbNamespace => &mut self.db_namespace,
+            Says::MessagingSystem => &mut self.messaging_system,
+            Says::Destination => &mut self.destination,
+            Says::RpcService => &mut self.rpc_service,
+        };
+        if let ValueRef::Str(text) = value
+            && slot.is_empty()
+        {
+            *slot = text;
+        }
+    }
+
+    fn address(&self) -> String {
+        let host = if self.address.is_empty() { host_of(self.url) } else { self.address };
+        if host.is_empty() || self.port == 0 || host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            host.to_owned()
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    /// The node by these words, in the environment of the caller.
+    fn node(&self, environment: &str, names: &mut Names) -> Option<NodeId> {
+        let (kind, name) = if !self.db_system.is_empty() {
+            let kind = match self.db_system {
+                "redis" | "memcached" | "valkey" => NodeKind::Cache,
+                _ => NodeKind::Database,
+            };
+            let mut name = self.db_system.to_owned();
+            if !self.db_namespace.is_empty() && kind == NodeKind::Database {
+                name = format!("{name} {}", self.db_namespace);
+            }
+            let address = self.address();
+            if !address.is_empty() {
+                name = format!("{name} {address}");
+            }
+            (kind, name)
+        } else if !self.messaging_system.is_empty() || !self.destination.is_empty() {
+            let destination = if self.destination.is_empty() { self.messaging_system } else { self.destination };
+            (NodeKind::Queue, destination.to_owned())
+        } else if !self.peer_service.is_empty() {
+            // A service that sends telemetry itself goes by the same name.
+            let service = Service { name: self.peer_service.to_owned(), namespace: String::new(), environment: environment.to_owned() };
+            let known = names.nodes().find(|(_, node)| {
+                node.kind == NodeKind::Service && node.service.name == service.name && node.service.environment == environment
+            });
+            if let Some((id, _)) = known {
+                return Some(id);
+            }
+            (NodeKind::External, self.peer_service.to_owned())
+        } else {
+            let address = self.address();
+            if !address.is_empty() {
+                (NodeKind::External, address)
+            } else if !self.rpc_service.is_empty() {
+                (NodeKind::External, self.rpc_service.to_owned())
+            } else {
+                return None;
+            }
+        };
+        let service = Service { name, namespace: String::new(), environment: environment.to_owned() };
+        Some(names.node_id(Node { kind, service }))
+    }
+}
+
+/// Host and port of a URL.
+fn host_of(url: &str) -> &str {
+    let Some((_, rest)) = url.split_once("://") else { return "" };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
+fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
+    let roles: Vec<Says> = batch
+        .columns
+        .iter()
+        .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
+        .collect();
+    let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
+    facts.spans.reserve(batch.rows());
+    for row in 0..batch.rows() {
+        let (node, operation, kind) = lanes[batch.lane[row] as usize];
+        let Some(trace) = batch.trace_id(row) else { continue };
+        let mut peer = None;
+        let mut failed = batch.marks[row] & marks::ERROR != 0;
+        if matches!(kind, CLIENT | PRODUCER | CONSUMER) {
+            let mut callee = Callee::default();
+            let words = &batch.values[batch.values_start[row] as usize..];
+            for (column, word) in batch.shape_of(row).iter().zip(words) {
+                let says = roles[*column as usize];
+                if says != Says::Nothing {
+                    callee.note(says, batch.value_of(batch.columns[*column as usize].kind, *word));
+                }
+            }
+            // Clients mark 4xx as errors; it is no failure of the callee, and the caller says by itself whether it failed by it.
+            failed &= !(400..500).contains(&std::mem::take(&mut callee.http_status));
+            peer = *callees.entry((node, callee)).or_insert_with_key(|(node, callee)| {
+                let environment = names.node(*node).service.environment.clone();
+                callee.node(&environment, names)
+            });
+        }
+        facts.spans.push(SpanFact {
+            trace: trace.0,
+            span: batch.span[row],
+            parent: batch.parent[row],
+            node,
+            operation,
+            kind,
+            start: batch.time[row],
+            end: batch.end(row),
+            failed,
+            request: batch.marks[row] & marks::REQUEST != 0,
+            peer: peer.filter(|peer| *peer != node),
+        });
+    }
+}
+
+/// Patterns are cut here: what tells one log statement from another stands in front.
+const PATTERN_CHARS_MAX: usize = 120;
+
+/// A log line without what varies: every word that holds a digit, and what stands in quotes, is `#`.
+pub fn pattern(body: &str, out: &mut String) {
+    out.clear();
+    let mut word_start = 0;
+    let mut digits = false;
+    let separator = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '(' | ')' | '{' | '}' | ',' | ':' | ';' | '=' | '"' | '\'' | '|' | '/');
+    for c in body.chars() {
+        if separator(c) {
+            if digits {
+                out.truncate(word_start);
+                if !out.ends_with('#') {
+                    out.push('#');
+                }
+            }
+            out.push(if c.is_whitespace() { ' ' } else { c });
+            word_start = out.len();
+            digits = false;
+            if word_start > PATTERN_CHARS_MAX {
+                return;
+            }
+        } else {
+            digits |= c.is_ascii_digit();
+            if out.len() - word_start < PATTERN_CHARS_MAX {
+                out.push(c);
+            }
+        }
+    }
+    if digits {
+        out.truncate(word_start);
+        out.push('#');
+    }
+}
+
+fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
+    let mut text = String::new();
+    let mut known: HashMap<u32, TextId> = HashMap::new();
+    for row in 0..batch.rows() {
+        let (node, _, severity) = lanes[batch.lane[row] as usize];
+        let words = &batch.values[batch.values_start[row] as usize..];
+        let body = batch.shape_of(row).iter().zip(words).find(|(column, _)| {
+            let column = batch.columns[**column as usize];
+            column.field == Field::Body && column.kind == Kind::Str
+        });
+        let pattern = match body {
+            Some((_, word)) => *known.entry(*word).or_insert_with(|| {
+                pattern(batch.strings.str(*word), &mut text);
+                names.text(&text)
+            }),
+            None => 0,
+        };
+        let trace = batch.trace_id(row).unwrap_or_default().0;
+        facts.logs.push(LogFact { node, time: batch.time[row], severity, pattern, trace, span: batch.span[row] });
+    }
+}
+
+fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
+    for row in 0..batch.rows() {
+        let (node, name, kind) = lanes[batch.lane[row] as usize];
+        let mut unit = "";
+        let (mut cumulative, mut value, mut count, mut sum) = (false, None, None, None);
+        let (mut client, mut server) = ("", "");
+        let mut attributes = String::new();
+        for (column, found) in batch.values_of(row) {
+            let number = match found {
+                ValueRef::Int(number) => Some(number as f64),
+                ValueRef::Double(number) => Some(number),
+                _ => None,
+            };
+            match (column.field, found) {
+                (Field::Unit, ValueRef::Str(text)) => unit = text,
+                (Field::Temporality, ValueRef::Int(2)) => cumulative = true,
+                (Field::Value, _) => value = number,
+                (Field::Count, _) => count = number,
+                (Field::Sum, _) => sum = number,
+                (Field::Attribute, ValueRef::Str(text)) => {
+                    match batch.strings.str(column.key) {
+                        "client" => client = text,
+                        "server" => server = text,
+                        _ => {}
+                    }
+                    attributes.push(' ');
+                    attributes.push_str(batch.strings.str(column.key));
+                    attributes.push('=');
+                    attributes.push_str(text);
+                }
+                _ => {}
+            }
+        }
+        let time = batch.time[row];
+        let since = (time as i64).wrapping_sub(batch.duration[row]) as u64;
+        if !client.is_empty() && !server.is_empty() {
+            // A map that somebody else has drawn: one series an edge, as the service graph of collectors names them.
+            let service = names.node(node).service.clone();
+            let mut end = |name: &str| {
+                names.node_id(Node { kind: NodeKind::Service, service: Service { name: name.to_owned(), ..service.clone() } })
+            };
+            facts.edges.push((end(client), end(server), time));
+            continue;
+        }
+        let metric_name = names.text_of(name).to_owned();
+        let mut push = |suffix: &str, measure: Measure, value: f64, cumulative: bool, weight: f64| {
+            let metric = names.text(&format!("{metric_name}{suffix}{attributes}"));
+            facts.points.push(PointFact { node, metric, measure, time, value, cumulative, weight, since });
+        };
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" => 1e-6,
+            "ms" => 1e-3,
+            _ => 1.0,
+        };
+        let is_time = matches!(unit, "s" | "ms" | "us" | "ns");
+        // Metric types as OTLP numbers them: 1 gauge, 2 sum, 3 histogram, 4 exponential histogram, 5 summary.
+        match (kind, value, count, sum) {
+            (1, Some(value), ..) if is_time => push("", Measure::Latency, value * seconds, false, 0.0),
+            (1, Some(value), ..) => push("", Measure::Level, value, false, 0.0),
+            (2, Some(value), ..) => {
+                let lower = metric_name.to_ascii_lowercase();
+                let measure = if ["error", "fail", "exception"].iter().any(|word| lower.contains(word)) {
+                    Measure::Errors
+                } else if lower.contains("request") || lower.contains("calls") {
+                    Measure::Requests
+                } else {
+                    Measure::Count
+                };
+                push("", measure, value, cumulative, 0.0);
+            }
+            (3..=5, _, Some(count), Some(sum)) if is_time => {
+                push(" mean", Measure::Latency, if count > 0.0 { sum * seconds / count } else { 0.0 }, false, count);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_keeps_what_a_statement_says_and_drops_what_varies() {
+        let mut out = String::new();
+        for (body, expected) in [
+            ("order 4711 failed after 3 attempts", "order # failed after # attempts"),
+            ("[getTickets][time：0  time: Sat]", "[getTickets][#  time: Sat]"),
+            ("GET /api/v1/orders/17?x=2", "GET /api/#/orders/#=#"),
+            ("plain words", "plain words"),
+        ] {
+            pattern(body, &mut out);
+            assert_eq!(out, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn the_host_of_a_url_keeps_its_port_and_drops_credentials() {
+        assert_eq!(host_of("http://user:pw@cart.shop:8080/x?y"), "cart.shop:8080");
+        assert_eq!(host_of("/v1/commit/1"), "");
+    }
+}

@@ -1,0 +1,174 @@
+//! Joins the spans of a trace, which arrive from many services, and counts what only the whole says: own time, errors that began
+//! here, who called whom, and what a request reached.
+
+use super::facts::{CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
+use super::names::NodeId;
+use super::windows::{Cell, Event, LogClass, Subject, Windows};
+use hashbrown::{HashMap, HashSet};
+
+/// Spans that wait for the rest of their traces; a fact takes about a hundred bytes. Past it the oldest traces are counted as they are.
+const PENDING_MAX: usize = 500_000;
+
+#[derive(Default)]
+struct Trace {
+    spans: Vec<SpanFact>,
+    logs: Vec<LogFact>,
+    newest: u64,
+}
+
+#[derive(Default)]
+pub struct Join {
+    traces: HashMap<[u8; 16], Trace>,
+    pending: usize,
+    /// Traces that were counted before all of them can have come.
+    pub cut_short: u64,
+}
+
+impl Join {
+    pub fn add_span(&mut self, fact: SpanFact) {
+        let trace = self.traces.entry(fact.trace).or_default();
+        trace.newest = trace.newest.max(fact.end);
+        trace.spans.push(fact);
+        self.pending += 1;
+    }
+
+    /// Counts a log record, and keeps what it says about its request until that is joined.
+    pub fn add_log(&mut self, fact: LogFact, windows: &mut Windows) {
+        let one = Cell { count: 1, ..Cell::default() };
+        windows.add(Subject::Logs { node: fact.node, class: LogClass::All }, fact.time, &one);
+        if fact.severity >= 13 {
+            windows.add(Subject::Logs { node: fact.node, class: LogClass::Warn }, fact.time, &one);
+        }
+        if fact.severity >= 17 {
+            windows.add(Subject::Logs { node: fact.node, class: LogClass::Error }, fact.time, &one);
+        }
+        let failed = Cell { errors: (fact.severity >= 17).into(), ..one };
+        windows.add(Subject::Pattern { node: fact.node, pattern: fact.pattern }, fact.time, &failed);
+        if fact.trace != [0; 16] && fact.span != 0 {
+            let trace = self.traces.entry(fact.trace).or_default();
+            trace.newest = trace.newest.max(fact.time);
+            trace.logs.push(fact);
+            self.pending += 1;
+        }
+    }
+
+    /// Counts the traces of which nothing new has come since `time` (event time).
+    pub fn settle(&mut self, time: u64, windows: &mut Windows) {
+        let mut settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
+        for trace in settled.drain(..) {
+            self.pending -= trace.spans.len() + trace.logs.len();
+            count(&trace, windows);
+        }
+        if self.pending > PENDING_MAX {
+            let mut ages: Vec<u64> = self.traces.values().map(|trace| trace.newest).collect();
+            let middle = ages.len() / 2;
+            let median = *ages.select_nth_unstable(middle).1;
+            let before = self.traces.len();
+            if median + 1 > time {
+                self.settle(median + 1, windows);
+            }
+            self.cut_short += (before - self.traces.len()) as u64;
+        }
+    }
+}
+
+/// What the spans of a trace are to each other.
+struct Tree<'a> {
+    spans: &'a [SpanFact],
+    parent: Vec<Option<usize>>,
+    children: Vec<Vec<usize>>,
+    by_id: HashMap<u64, usize>,
+}
+
+impl<'a> Tree<'a> {
+    fn of(spans: &'a [SpanFact]) -> Tree<'a> {
+        let by_id: HashMap<u64, usize> = spans.iter().enumerate().map(|(at, span)| (span.span, at)).collect();
+        let mut children = vec![Vec::new(); spans.len()];
+        let parent: Vec<Option<usize>> = spans
+            .iter()
+            .enumerate()
+            .map(|(at, span)| {
+                let parent = (span.parent != 0).then(|| by_id.get(&span.parent).copied()).flatten().filter(|parent| *parent != at);
+                if let Some(parent) = parent {
+                    children[parent].push(at);
+                }
+                parent
+            })
+            .collect();
+        Tree { spans, parent, children, by_id }
+    }
+
+    /// A span's duration less what its children cover of it.
+    fn own_ns(&self, at: usize) -> u64 {
+        let span = &self.spans[at];
+        let mut covers: Vec<(u64, u64)> = self.children[at].iter().map(|child| (self.spans[*child].start, self.spans[*child].end)).collect();
+        covers.sort_unstable();
+        let (mut covered, mut upto) = (0, span.start);
+        for (start, end) in covers {
+            let (start, end) = (start.max(upto), end.min(span.end));
+            if end > start {
+                covered += end - start;
+                upto = end;
+            }
+        }
+        span.end.saturating_sub(span.start).saturating_sub(covered)
+    }
+
+    /// The first span of the service's part in this request: the nearest one above that took it in.
+    fn top(&self, at: usize) -> usize {
+        let mut top = at;
+        // A cycle of parents ends after as many steps as there are spans.
+        for _ in 0..self.spans.len() {
+            if matches!(self.spans[top].kind, SERVER | CONSUMER) {
+                break;
+            }
+            match self.parent[top] {
+                Some(parent) if self.spans[parent].node == self.spans[at].node => top = parent,
+                _ => break,
+            }
+        }
+        top
+    }
+}
+
+fn count(trace: &Trace, windows: &mut Windows) {
+    let tree = Tree::of(&trace.spans);
+    let mut reached: HashSet<(usize, Event)> = HashSet::new();
+    for (at, span) in trace.spans.iter().enumerate() {
+        let callee = tree.children[at].iter().map(|child| trace.spans[*child].node).find(|node| *node != span.node);
+        let to: Option<NodeId> = callee.or(span.peer.filter(|_| span.kind != CONSUMER));
+        let own = tree.own_ns(at);
+        let begins = span.failed && !tree.children[at].iter().any(|child| trace.spans[*child].failed);
+        let top = tree.top(at);
+        let request = &trace.spans[top];
+        match to {
+            Some(to) => {
+                windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(span.end.saturating_sub(span.start), span.failed));
+                if span.kind != PRODUCER {
+                    windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
+                }
+                if reached.insert((top, Event::Calls(to))) {
+                    let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Calls(to) };
+                    windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+                }
+            }
+            None => windows.add(Subject::Own { node: span.node, operation: span.operation }, span.end, &Cell::of(own, begins)),
+        }
+        if top == at {
+            let duration = span.end.saturating_sub(span.start);
+            windows.add(Subject::Request { node: span.node, operation: span.operation }, span.end, &Cell::of(duration, span.failed));
+        } else if reached.insert((top, Event::Step(span.operation))) {
+            let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Step(span.operation) };
+            windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+        }
+    }
+    for log in &trace.logs {
+        let Some(at) = tree.by_id.get(&log.span) else { continue };
+        let top = tree.top(*at);
+        if reached.insert((top, Event::Says(log.pattern))) {
+            let request = &trace.spans[top];
+            let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Says(log.pattern) };
+            windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What fell first. Facts come in from batches, are joined by trace and counted in windows of event time; two stretches of windows are
+//! compared; what left its baseline is ranked by who explains whom.
+//!
+//! ```text
+//! batch → facts → join → windows → judge (symptoms) → rank (candidates)
+//! ```
+//!
+//! Everything here is pure: no clock, disk or network.
+
+pub mod facts;
+pub mod join;
+pub mod judge;
+pub mod names;
+pub mod rank;
+pub mod windows;
+
+use firstfall_store::batch::Batch;
+use firstfall_store::rollup::WINDOW;
+use hashbrown::HashSet;
+use join::Join;
+use judge::{Stretches, Symptom};
+use names::{Names, NodeId};
+use rank::Candidate;
+use windows::{Subject, WindowNo, Windows, window_of};
+
+/// How far back a baseline reaches.
+pub const BASELINE: u64 = 1800 * 1_000_000_000;
+
+/// Everything that was seen, as far back as a baseline reaches.
+#[derive(Default)]
+pub struct Observed {
+    pub names: Names,
+    pub windows: Windows,
+    join: Join,
+    /// The latest event time.
+    pub newest: u64,
+}
+
+impl Observed {
+    pub fn add(&mut self, batch: &Batch) {
+        let facts = facts::of(batch, &mut self.names);
+        for span in facts.spans {
+            self.newest = self.newest.max(span.end);
+            self.join.add_span(span);
+        }
+        for log in facts.logs {
+            self.newest = self.newest.max(log.time);
+            self.join.add_log(log, &mut self.windows);
+        }
+        for point in &facts.points {
+            self.newest = self.newest.max(point.time);
+            self.windows.add_point(point);
+        }
+        for (from, to, time) in facts.edges {
+            self.windows.told_edges.insert((from, to), time);
+        }
+    }
+
+    /// Counts all traces of which nothing came since `time`.
+    pub fn settle(&mut self, time: u64) {
+        self.join.settle(time, &mut self.windows);
+    }
+
+    /// Caller and callee, wherever calls were seen.
+    pub fn edges(&self) -> HashSet<(NodeId, NodeId)> {
+        let calls = self.windows.series.keys().filter_map(|subject| match subject {
+            Subject::Call { from, to } => Some((*from, *to)),
+            _ => None,
+        });
+        calls.chain(self.windows.told_edges.keys().copied()).collect()
+    }
+
+    /// Compares a stretch of time with what came before it.
+    pub fn diagnose(&self, from: u64, to: u64) -> Diagnosis {
+        let first = from.div_ceil(WINDOW) as WindowNo;
+        let baseline = window_of(from.saturating_sub(BASELINE));
+        let stretches = Stretches { before: baseline..window_of(from), after: first..window_of(to).max(first + 1), since: from, until: to };
+        let symptoms = judge::symptoms(&self.windows, &self.names, &stretches);
+        let candidates = rank::rank(&symptoms, &self.edges());
+        Diagnosis { candidates, symptoms }
+    }
+}
+
+pub struct Diagnosis {
+    /// Best first.
+    pub candidates: Vec<Candidate>,
+    pub symptoms: Vec<Symptom>,
+}

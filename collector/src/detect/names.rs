@@ -1,0 +1,122 @@
+//! Who and what facts are about: nodes (services and the peers that they call) and texts (operations, metrics, patterns of log lines),
+//! each under a small number.
+
+use firstfall_store::Service;
+use hashbrown::HashMap;
+
+/// What a node is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeKind {
+    Service,
+    Database,
+    Cache,
+    Queue,
+    External,
+}
+
+impl NodeKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeKind::Service => "service",
+            NodeKind::Database => "database",
+            NodeKind::Cache => "cache",
+            NodeKind::Queue => "queue",
+            NodeKind::External => "external",
+        }
+    }
+}
+
+/// A service, or a peer: something that is called and sends nothing itself. A peer carries the environment of its callers.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Node {
+    pub kind: NodeKind,
+    pub service: Service,
+}
+
+impl Node {
+    /// Unique among nodes; readable, and fit for an address.
+    pub fn id(&self) -> String {
+        let Service { name, namespace, environment } = &self.service;
+        let mut id = self.kind.name().to_owned();
+        for part in [environment, namespace] {
+            if !part.is_empty() {
+                id.push(':');
+                id.push_str(part);
+            }
+        }
+        id.push(':');
+        id.push_str(name);
+        id
+    }
+}
+
+pub type NodeId = u32;
+pub type TextId = u32;
+
+/// Nodes beyond this many are one, `(other)`: a client that puts an id into a host name must not fill the memory.
+const NODES_MAX: usize = 10_000;
+/// The same for texts. Operations and log patterns make most of them.
+const TEXTS_MAX: usize = 200_000;
+const OTHER: &str = "(other)";
+
+pub struct Names {
+    nodes: Vec<Node>,
+    node_ids: HashMap<Node, NodeId>,
+    texts: Vec<Box<str>>,
+    text_ids: HashMap<Box<str>, TextId>,
+}
+
+impl Default for Names {
+    fn default() -> Names {
+        let mut names = Names { nodes: Vec::new(), node_ids: HashMap::new(), texts: Vec::new(), text_ids: HashMap::new() };
+        names.text(OTHER);
+        names
+    }
+}
+
+impl Names {
+    pub fn node_id(&mut self, node: Node) -> NodeId {
+        if let Some(id) = self.node_ids.get(&node) {
+            return *id;
+        }
+        let node = if self.nodes.len() >= NODES_MAX && node.service.name != OTHER {
+            return self.node_id(Node { kind: NodeKind::External, service: Service::named(OTHER) });
+        } else {
+            node
+        };
+        let id = self.nodes.len() as NodeId;
+        self.nodes.push(node.clone());
+        self.node_ids.insert(node, id);
+        id
+    }
+
+    pub fn find(&self, node: &Node) -> Option<NodeId> {
+        self.node_ids.get(node).copied()
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id as usize]
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().map(|(id, node)| (id as NodeId, node))
+    }
+
+    pub fn text(&mut self, text: &str) -> TextId {
+        if let Some(id) = self.text_ids.get(text) {
+            return *id;
+        }
+        if self.texts.len() >= TEXTS_MAX {
+            return 0;
+        }
+        let id = self.texts.len() as TextId;
+        self.texts.push(text.into());
+        self.text_ids.insert(text.into(), id);
+        id
+    }
+
+    pub fn text_of(&self, id: TextId) -> &str {
+        &self.texts[id as usize]
+    }
+}

@@ -1,0 +1,175 @@
+//! What happened in each window of ten seconds, by subject, as far back as a baseline reaches. Everything here is a sum, so the order in
+//! which facts arrive does not matter.
+
+use super::facts::{Measure, PointFact};
+use super::names::{NodeId, TextId};
+use firstfall_store::rollup::WINDOW;
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+/// The number of a window: the time of its start divided by its length.
+pub type WindowNo = u32;
+
+pub fn window_of(time: u64) -> WindowNo {
+    (time / WINDOW) as WindowNo
+}
+
+/// What is counted and timed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Subject {
+    /// Spans of a node that call nobody: their own time (less what their children take), and errors that begin in them.
+    Own { node: NodeId, operation: TextId },
+    /// Calls from one node to another: the time that the caller waits beyond what the callee's span explains, and failures that no span of
+    /// the callee explains. Calls to a peer wait for it all the time.
+    Wait { from: NodeId, to: NodeId },
+    /// The same calls as the caller sees them.
+    Call { from: NodeId, to: NodeId },
+    /// Requests of a node, by the operation that took them in.
+    Request { node: NodeId, operation: TextId },
+    /// How many of these requests reach something.
+    Reach { node: NodeId, operation: TextId, event: Event },
+    /// Log records: at least WARN, at least ERROR, all.
+    Logs { node: NodeId, class: LogClass },
+    Pattern { node: NodeId, pattern: TextId },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum LogClass {
+    All,
+    Warn,
+    Error,
+}
+
+/// What a request does on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Event {
+    Step(TextId),
+    Calls(NodeId),
+    Says(TextId),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cell {
+    pub count: u32,
+    pub errors: u32,
+    pub sum_ns: u64,
+    /// Natural logarithms of the microseconds, added up: a slow one in a hundred hardly moves their mean.
+    pub sum_ln: f64,
+}
+
+impl Cell {
+    pub fn of(ns: u64, failed: bool) -> Cell {
+        Cell { count: 1, errors: failed.into(), sum_ns: ns, sum_ln: (ns as f64 / 1e3 + 1.0).ln() }
+    }
+
+    pub fn add(&mut self, other: &Cell) {
+        self.count += other.count;
+        self.errors += other.errors;
+        self.sum_ns += other.sum_ns;
+        self.sum_ln += other.sum_ln;
+    }
+}
+
+/// The windows of a subject, oldest first; those in which nothing happened are absent.
+#[derive(Default, Debug)]
+pub struct Series {
+    cells: VecDeque<(WindowNo, Cell)>,
+}
+
+impl Series {
+    fn add(&mut self, window: WindowNo, cell: &Cell) {
+        let at = self.cells.partition_point(|(w, _)| *w < window);
+        match self.cells.get_mut(at) {
+            Some((found, there)) if *found == window => there.add(cell),
+            _ => self.cells.insert(at, (window, *cell)),
+        }
+    }
+
+    /// The windows from `from` up to, not including, `to`.
+    pub fn range(&self, from: WindowNo, to: WindowNo) -> impl Iterator<Item = &(WindowNo, Cell)> {
+        let start = self.cells.partition_point(|(w, _)| *w < from);
+        self.cells.range(start..).take_while(move |(w, _)| *w < to)
+    }
+
+    pub fn total(&self, from: WindowNo, to: WindowNo) -> Cell {
+        let mut total = Cell::default();
+        self.range(from, to).for_each(|(_, cell)| total.add(cell));
+        total
+    }
+}
+
+/// The values of one metric of one node.
+#[derive(Debug)]
+pub struct PointSeries {
+    pub measure: Measure,
+    pub values: VecDeque<(u64, f64, f64)>,
+    last: Option<PointFact>,
+}
+
+/// Of each series of points so many are kept: an hour of one every ten seconds, a day and a half of one every five minutes.
+const POINTS_MAX: usize = 400;
+/// Subjects beyond this many are left out, and counted.
+const SUBJECTS_MAX: usize = 300_000;
+const METRICS_MAX: usize = 100_000;
+
+#[derive(Default)]
+pub struct Windows {
+    pub series: HashMap<Subject, Series>,
+    pub points: HashMap<(NodeId, TextId), PointSeries>,
+    /// Calls that only a metric tells of.
+    pub told_edges: HashMap<(NodeId, NodeId), u64>,
+    /// What was left out because there were too many subjects.
+    pub left_out: u64,
+}
+
+impl Windows {
+    pub fn add(&mut self, subject: Subject, time: u64, cell: &Cell) {
+        if self.series.len() >= SUBJECTS_MAX && !self.series.contains_key(&subject) {
+            self.left_out += 1;
+            return;
+        }
+        self.series.entry(subject).or_default().add(window_of(time), cell);
+    }
+
+    pub fn add_point(&mut self, point: &PointFact) {
+        let key = (point.node, point.metric);
+        if self.points.len() >= METRICS_MAX && !self.points.contains_key(&key) {
+            self.left_out += 1;
+            return;
+        }
+        let series =
+            self.points.entry(key).or_insert_with(|| PointSeries { measure: point.measure, values: VecDeque::new(), last: None });
+        let mut value = point.value;
+        if point.cumulative {
+            let before = series.last.replace(*point);
+            match before {
+                // A counter that begins again has counted its value since.
+                Some(before) if before.time < point.time => {
+                    if before.since == point.since && point.value >= before.value {
+                        value = point.value - before.value;
+                    }
+                }
+                _ => return,
+            }
+        }
+        let at = series.values.partition_point(|(time, ..)| *time <= point.time);
+        series.values.insert(at, (point.time, value, point.weight));
+        if series.values.len() > POINTS_MAX {
+            series.values.pop_front();
+        }
+    }
+
+    pub fn get(&self, subject: &Subject) -> Option<&Series> {
+        self.series.get(subject)
+    }
+
+    /// Forgets what no baseline reaches.
+    pub fn forget_before(&mut self, window: WindowNo) {
+        self.series.retain(|_, series| {
+            while series.cells.front().is_some_and(|(w, _)| *w < window) {
+                series.cells.pop_front();
+            }
+            !series.cells.is_empty()
+        });
+    }
+}

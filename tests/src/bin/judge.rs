@@ -1,0 +1,107 @@
+//! `judge FOLDER [SET] [case=TEXT]`: how well faults are named, over recorded failures, without a server between: each case is decoded and
+//! observed, then the ranking for the fault's window is compared with the truth (`told`). With `case=`, the evidence is printed too.
+
+use collector::decode::{self, Format};
+use collector::detect::Observed;
+use collector::validate::{Intake, Limits};
+use firstfall_store::Signal;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// When every recording begins.
+const BASE: u64 = 1_700_000_000_000_000_000;
+
+fn json(path: PathBuf) -> Value {
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
+}
+
+fn observe(case: &Path) -> Observed {
+    let index = json(case.join("index.json"));
+    let mut observed = Observed::default();
+    for chunk in index["chunks"].as_array().expect("chunks") {
+        let signal = match chunk["signal"].as_str().expect("a signal") {
+            "traces" => Signal::Traces,
+            "logs" => Signal::Logs,
+            _ => Signal::Metrics,
+        };
+        let file = case.join("otlp").join(chunk["file"].as_str().expect("a file"));
+        let mut body = std::fs::read(&file).unwrap_or_else(|error| panic!("read {}: {error}", file.display()));
+        let at = BASE + (chunk["offset_s"].as_f64().expect("seconds") * 1e9) as u64;
+        let mut intake = Intake::new(signal, Limits::default(), at, body.len());
+        decode::request(Format::Protobuf, signal, &mut body, &mut intake).expect("a valid request");
+        observed.add(&intake.finish().0);
+        observed.settle(at.saturating_sub(30_000_000_000));
+    }
+    observed.settle(u64::MAX);
+    observed
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let folder = PathBuf::from(arguments.first().expect("judge FOLDER [SET] [case=TEXT]"));
+    let wanted = arguments.iter().find_map(|a| a.strip_prefix("case="));
+    let set = arguments.get(1).filter(|a| !a.contains('='));
+    let mut totals: BTreeMap<String, (usize, [f64; 3])> = BTreeMap::new();
+    let mut sets: Vec<PathBuf> = std::fs::read_dir(&folder).expect("the folder").flatten().map(|e| e.path()).collect();
+    sets.sort();
+    for path in sets {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if set.is_some_and(|set| *set != name) {
+            continue;
+        }
+        let mut cases: Vec<PathBuf> = std::fs::read_dir(path.join("dev")).expect("cases").flatten().map(|e| e.path()).collect();
+        cases.sort();
+        for case in cases {
+            let truth = json(case.join("truth.json"));
+            let Some(inject) = truth["inject_offset_s"].as_f64() else { continue };
+            let label = truth["case"].as_str().expect("a case").to_owned();
+            if wanted.is_some_and(|wanted| !label.contains(wanted)) {
+                continue;
+            }
+            let end = truth["fault_end_offset_s"].as_f64().expect("an end").min(truth["length_s"].as_f64().expect("a length"));
+            let observed = observe(&case);
+            let at = |seconds: f64| BASE + (seconds * 1e9) as u64;
+            let diagnosis = observed.diagnose(at(inject), at(end));
+            let ranking: Vec<&str> =
+                diagnosis.candidates.iter().map(|c| observed.names.node(c.node).service.name.as_str()).collect();
+            let roots: Vec<&str> = truth["root_causes"].as_array().expect("roots").iter().filter_map(Value::as_str).collect();
+            let fault = truth["fault_type"].as_str().unwrap_or("");
+            let place = ranking.iter().position(|name| roots.contains(name));
+            let hit = |k: usize| f64::from(u8::from(place.is_some_and(|place| place < k)));
+            for key in [format!("{name} (all)"), format!("{name} {fault}")] {
+                let total = totals.entry(key).or_default();
+                total.0 += 1;
+                for (sum, k) in total.1.iter_mut().zip([1, 3, 5]) {
+                    *sum += hit(k);
+                }
+            }
+            let top: Vec<String> = diagnosis
+                .candidates
+                .iter()
+                .take(4)
+                .map(|c| {
+                    let evidence = c.evidence.first().map_or(String::new(), |s| format!("{:?}", s.signal));
+                    format!("{} {:.1} {evidence}{}", observed.names.node(c.node).service.name, c.score, if c.explained_by.is_some() { "*" } else { "" })
+                })
+                .collect();
+            println!("{name} {label} {fault} {}: {} | {}", roots.join(","), place.map_or("-".into(), |p| (p + 1).to_string()), top.join(", "));
+            if wanted.is_some() {
+                for candidate in diagnosis.candidates.iter().take(12) {
+                    let node = observed.names.node(candidate.node);
+                    let explained = candidate.explained_by.map(|n| observed.names.node(n).service.name.clone());
+                    println!("  {} {:.2} explained by {explained:?}", node.id(), candidate.score);
+                    for s in candidate.evidence.iter().take(6) {
+                        let from = s.from.map(|n| observed.names.node(n).service.name.clone()).unwrap_or_default();
+                        println!("      {:?} {} {:.2}: {:.5} -> {:.5} {} n {:?} from {from}", s.signal, s.what, s.score, s.before, s.after, s.unit, s.n);
+                    }
+                }
+            }
+        }
+    }
+    for (key, (cases, sums)) in totals {
+        let [one, three, five] = sums.map(|sum| sum / cases as f64);
+        println!("{key:<36} {cases:3} cases  AC@1 {one:.2} ({}/{cases})  AC@3 {three:.2}  AC@5 {five:.2}", sums[0]);
+    }
+}
