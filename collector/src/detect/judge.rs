@@ -38,8 +38,10 @@ pub struct Symptom {
     pub signal: Signal,
     /// What exactly: an operation, a metric, a pattern.
     pub what: String,
-    /// In robust deviations of the baseline.
+    /// How surely it has changed, in robust deviations of the baseline.
     pub score: f64,
+    /// How much it hurts: requests a second that it makes fail or wait, each counted by the part of it that is out of order.
+    pub harm: f64,
     pub before: f64,
     pub after: f64,
     pub unit: &'static str,
@@ -93,6 +95,25 @@ fn shift(before: &[f64], after: &[f64], floor: f64) -> f64 {
     (median(&mut after.to_vec()) - level) / deviation.max(level.abs() * 0.1).max(floor)
 }
 
+/// Whether `after` lies above `before`, by ranks alone (Mann and Whitney 1947), in standard deviations. A few wild values do not move it, and a
+/// few windows cannot reach far.
+fn above(before: &[f64], after: &[f64]) -> f64 {
+    let (n, m) = (before.len() as f64, after.len() as f64);
+    if before.len() < WINDOWS_MIN || after.is_empty() {
+        return 0.0;
+    }
+    let mut sorted = before.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let wins: f64 = after
+        .iter()
+        .map(|v| {
+            let (below, upto) = (sorted.partition_point(|b| b < v), sorted.partition_point(|b| b <= v));
+            (below + upto) as f64 / 2.0
+        })
+        .sum();
+    (wins - n * m / 2.0) / (n * m * (n + m + 1.0) / 12.0).sqrt()
+}
+
 /// Deviations of a share of failures from the share before.
 fn share_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
     let ((bad0, n0), (bad1, n1)) = (before, after);
@@ -123,37 +144,67 @@ fn counts(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
     counts
 }
 
-/// All symptoms between two stretches, strongest first.
+/// Below this a change may be chance: one in a thousand subjects, and thousands are looked at.
+const SURE: f64 = 3.0;
+/// The same by ranks, which a handful of windows can just reach.
+const SURE_BY_RANK: f64 = 2.5;
+
+/// A timed subject, compared.
+struct Timed {
+    symptom: Symptom,
+    /// Seconds a second that are spent in it beyond what was before.
+    excess: f64,
+}
+
+/// All symptoms between two stretches, most harmful first.
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
+    let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), (Cell, Cell)> = HashMap::new();
+    let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
+    // With the node whose requests take the longer for it.
+    let mut timings: Vec<(NodeId, Timed)> = Vec::new();
     for (subject, series) in &windows.series {
         let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
         let n = (u64::from(was.count), u64::from(is.count));
-        let timed = |node, from, signal, what, floor: f64| Symptom {
-            node,
-            from,
-            signal,
-            what,
-            score: if is.count >= 3 { shift(&means(series, before), &means(series, after), floor) } else { 0.0 },
-            before: was.sum_ns as f64 / f64::from(was.count.max(1)) / 1e9,
-            after: is.sum_ns as f64 / f64::from(is.count.max(1)) / 1e9,
-            unit: "s",
-            n,
+        let timed = |node, from, signal, what, floor: f64| {
+            let (old, new) = (means(series, before), means(series, after));
+            let level = median(&mut old.clone());
+            let sure = is.count >= 3 && above(&old, &new) >= SURE_BY_RANK;
+            let score = if sure { shift(&old, &new, floor) } else { 0.0 };
+            let excess = if score >= SURE { (median(&mut new.clone()) - level) * f64::from(is.count) / seconds } else { 0.0 };
+            let symptom = Symptom {
+                node,
+                from,
+                signal,
+                what,
+                score,
+                harm: 0.0,
+                before: level,
+                after: median(&mut new.clone()),
+                unit: "s",
+                n,
+            };
+            Timed { symptom, excess }
         };
         match *subject {
             Subject::Own { node, operation } => {
                 let entry = failures.entry((node, None)).or_default();
                 entry.0.add(&was);
                 entry.1.add(&is);
-                found.push(timed(node, None, Signal::OwnTime, names.text_of(operation).to_owned(), 0.0005));
+                timings.push((node, timed(node, None, Signal::OwnTime, names.text_of(operation).to_owned(), 0.0005)));
             }
             Subject::Wait { from, to } => {
                 let entry = failures.entry((to, Some(from))).or_default();
                 entry.0.add(&was);
                 entry.1.add(&is);
-                found.push(timed(to, Some(from), Signal::Wait, String::new(), 0.001));
+                timings.push((from, timed(to, Some(from), Signal::Wait, String::new(), 0.001)));
+            }
+            Subject::Request { node, .. } => {
+                let entry = requests.entry(node).or_default();
+                entry.0.add(&was);
+                entry.1.add(&is);
             }
             Subject::Logs { node, class: LogClass::Error } => {
                 let (old, new) = (counts(series, before), counts(series, after));
@@ -165,6 +216,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     signal: Signal::ErrorLogs,
                     what: String::new(),
                     score: (mean(&new) - mean(&old)) / deviation.max(0.5),
+                    harm: (mean(&new) - mean(&old)).max(0.0) / 10.0,
                     before: mean(&old) / 10.0,
                     after: mean(&new) / 10.0,
                     unit: "records/s",
@@ -189,34 +241,45 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     signal: Signal::Shape,
                     what,
                     score: proportion_shift(share0, share1),
+                    harm: (share1.0 / share1.1 - share0.0 / share0.1).abs() * share1.1 / seconds,
                     before: share0.0 / share0.1,
                     after: share1.0 / share1.1,
                     unit: "of requests",
                     n: (u64::from(total0.count), u64::from(total1.count)),
                 });
             }
-            Subject::Call { .. } | Subject::Request { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
+            Subject::Call { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
         }
     }
+    for (node, timed) in timings {
+        // A request is out of order by the part of its time that it loses here.
+        let Some((_, is)) = requests.get(&node) else { continue };
+        let duration = is.sum_ns as f64 / 1e9 / f64::from(is.count.max(1));
+        let count = timed.symptom.n.1.min(is.count.into()) as f64;
+        let lost = timed.excess * seconds / count.max(1.0) / duration.max(1e-9);
+        found.push(Symptom { harm: count / seconds * lost.min(1.0), ..timed.symptom });
+    }
     for ((node, from), (was, is)) in failures {
-        let score = share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into()));
+        let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
         found.push(Symptom {
             node,
             from,
             signal: Signal::Errors,
             what: String::new(),
-            score,
-            before: f64::from(was.errors) / f64::from(was.count.max(1)),
-            after: f64::from(is.errors) / f64::from(is.count.max(1)),
+            score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())),
+            harm: (share1 - share0).max(0.0) * f64::from(is.count) / seconds,
+            before: share0,
+            after: share1,
             unit: "of spans",
             n: (was.count.into(), is.count.into()),
         });
     }
     for ((node, metric), series) in &windows.points {
-        found.extend(point_symptom(windows, names, stretches, *node, *metric, series));
+        let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / seconds);
+        found.extend(point_symptom(windows, names, stretches, *node, *metric, series, rate));
     }
-    found.retain(|symptom| symptom.score > 0.0);
-    found.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| (a.node, a.signal, &a.what).cmp(&(b.node, b.signal, &b.what))));
+    found.retain(|symptom| symptom.score >= SURE && symptom.harm > 0.0);
+    found.sort_by(|a, b| b.harm.total_cmp(&a.harm).then_with(|| (a.node, a.signal, &a.what).cmp(&(b.node, b.signal, &b.what))));
     found
 }
 
@@ -227,6 +290,8 @@ fn point_symptom(
     node: NodeId,
     metric: TextId,
     series: &PointSeries,
+    // Requests a second, where spans tell of them.
+    rate: Option<f64>,
 ) -> Option<Symptom> {
     let name = names.text_of(metric);
     // Points that are minutes apart need a longer baseline than spans: as many as a day of five minutes each has half of.
@@ -251,26 +316,39 @@ fn point_symptom(
         return None;
     }
     let n = (old.len() as u64, new.len() as u64);
-    let (signal, score, before, after, unit) = match series.measure {
+    let sibling = |from: &str, to: &str| {
+        let sibling = name.replacen(from, to, 1);
+        windows.points.iter().find(|((n, m), _)| *n == node && names.text_of(*m) == sibling).map(|(_, series)| series)
+    };
+    let seconds = (stretches.until - stretches.since) as f64 / 1e9;
+    let sum = |v: &[f64]| v.iter().sum::<f64>();
+    let (signal, score, harm, before, after, unit) = match series.measure {
         Measure::Level if (name.contains("cpu") || name.contains("memory")) && !name.contains("node") => {
             let (level, deviation) = robust(&old);
             let highest = new.iter().copied().fold(f64::MIN, f64::max);
-            (Signal::Resource, (highest - level) / deviation.max(0.25 * level.abs()).max(1e-9), level, highest, "")
+            let score = (highest - level) / deviation.max(0.25 * level.abs()).max(1e-9);
+            (Signal::Resource, score, 0.5 * rate.unwrap_or(0.0) * (1.0 - level / highest.max(1e-9)).max(0.0), level, highest, "")
         }
-        Measure::Latency if !name.contains("client") && (name.contains("mean") || name.contains("p90")) => {
-            (Signal::MetricLatency, shift(&old, &new, 0.0005), median(&mut old.clone()), median(&mut new.clone()), "s")
+        // Where there are spans they say it better.
+        Measure::Latency if rate.is_none() && !name.contains("client") && name.contains("mean") => {
+            let (level, now) = (median(&mut old.clone()), sum(&new) / new.len() as f64);
+            let weights: f64 = series
+                .values
+                .iter()
+                .filter(|(time, ..)| *time >= stretches.since && *time < stretches.until)
+                .map(|(_, _, weight)| *weight)
+                .sum();
+            let score = if above(&old, &new) > 1.0 { shift(&old, &new, 0.0005) } else { 0.0 };
+            (Signal::MetricLatency, score, weights / seconds * (1.0 - level / now.max(1e-9)).max(0.0).powi(2), level, now, "s")
         }
-        Measure::Requests => {
-            let errors = ["errors", "failures", "failed"].iter().find_map(|word| {
-                let sibling = name.replacen("requests", word, 1);
-                windows.points.iter().find(|((n, m), _)| *n == node && names.text_of(*m) == sibling).map(|(_, series)| series)
-            })?;
+        Measure::Requests if rate.is_none() => {
+            let errors = ["errors", "failures", "failed"].iter().find_map(|word| sibling("requests", word))?;
             let (bad_old, bad_new) = split(errors);
-            let sum = |v: &[f64]| v.iter().sum::<f64>();
             let (was, is) = ((sum(&bad_old), sum(&old)), (sum(&bad_new), sum(&new)));
-            (Signal::MetricErrors, share_shift(was, is), was.0 / was.1.max(1.0), is.0 / is.1.max(1.0), "of requests")
+            let (share0, share1) = (was.0 / was.1.max(1.0), is.0 / is.1.max(1.0));
+            (Signal::MetricErrors, share_shift(was, is), (share1 - share0).max(0.0) * is.1 / seconds, share0, share1, "of requests")
         }
         _ => return None,
     };
-    Some(Symptom { node, from: None, signal, what: name.to_owned(), score, before, after, unit, n })
+    Some(Symptom { node, from: None, signal, what: name.to_owned(), score, harm, before, after, unit, n })
 }

@@ -1,4 +1,6 @@
-//! Ranks who failed first. Each node's evidence is its strongest symptom; a node is explained when one that it calls is about as sick.
+//! Ranks who failed first. A node is blamed for the harm that begins in it: its own time and errors, what its requests no longer reach, and
+//! the waiting on its edges, which belongs to the node that most of the slow edges have in common. A node is *explained* when one that
+//! it calls is about as sick: errors, logs and shapes travel from callee to caller.
 
 use super::judge::{Signal, Symptom};
 use super::names::NodeId;
@@ -7,84 +9,91 @@ use hashbrown::{HashMap, HashSet};
 #[derive(Clone, Debug)]
 pub struct Candidate {
     pub node: NodeId,
+    /// Requests a second that it harms by itself.
     pub score: f64,
-    /// Its symptoms, strongest first.
+    /// Its symptoms, most harmful first.
     pub evidence: Vec<Symptom>,
     /// A callee that is about as sick, so that this one is a victim.
     pub explained_by: Option<NodeId>,
 }
 
-/// Below this a symptom is noise.
-const ODD: f64 = 3.0;
+/// A callee explains its caller when it does at least this part of the harm.
+const EXPLAINS: f64 = 0.3;
+
+type Edge = (NodeId, NodeId);
+
+/// Waiting, handed to nodes. Slow calls may be the callee's doing, the caller's (it is short of CPU, so that answers lie there) or the
+/// network's of either. The node of which most edges are slow explains them all at once; what is left is explained by the next.
+fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<(NodeId, Symptom)> {
+    let mut left: HashMap<Edge, &Symptom> =
+        symptoms.iter().filter(|s| s.signal == Signal::Wait).filter_map(|s| s.from.map(|from| ((from, s.node), s))).collect();
+    let mut around: HashMap<NodeId, Vec<Edge>> = HashMap::new();
+    for edge in edges.iter().filter(|(from, to)| from != to) {
+        around.entry(edge.0).or_default().push(*edge);
+        around.entry(edge.1).or_default().push(*edge);
+    }
+    let mut blamed = Vec::new();
+    while !left.is_empty() {
+        let weigh = |node: &NodeId, all: &Vec<Edge>| {
+            let slow: Vec<&Symptom> = all.iter().filter_map(|edge| left.get(edge).copied()).collect();
+            let harm: f64 = slow.iter().map(|s| s.harm).sum();
+            // A callee is the likelier of the two ends of a single slow edge.
+            let called = all.iter().any(|edge| edge.1 == *node && left.contains_key(edge));
+            (harm * slow.len() as f64 / all.len() as f64, called)
+        };
+        let best = around
+            .iter()
+            .map(|(node, all)| (weigh(node, all), *node))
+            .max_by(|a, b| a.0.0.total_cmp(&b.0.0).then(a.0.1.cmp(&b.0.1)).then(b.1.cmp(&a.1)));
+        let Some(((weight, _), node)) = best else { break };
+        if weight <= 0.0 {
+            break;
+        }
+        let taken: Vec<Edge> = around[&node].iter().filter(|edge| left.contains_key(*edge)).copied().collect();
+        for edge in taken {
+            let symptom = left.remove(&edge).expect("it was just found there");
+            blamed.push((node, symptom.clone()));
+        }
+    }
+    blamed
+}
 
 /// All nodes with symptoms, best candidate first. `edges` are caller and callee.
-pub fn rank(symptoms: &[Symptom], edges: &HashSet<(NodeId, NodeId)>) -> Vec<Candidate> {
+pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<Candidate> {
     let mut nodes: HashMap<NodeId, Vec<Symptom>> = HashMap::new();
-    for symptom in symptoms {
-        let own = match symptom.signal {
-            // Waiting counts by all edges of a node together; see below.
-            Signal::Wait => continue,
-            Signal::Shape => symptom.score > 4.0,
-            _ => true,
-        };
-        if own {
-            nodes.entry(symptom.node).or_default().push(symptom.clone());
-        }
+    for symptom in symptoms.iter().filter(|s| s.signal != Signal::Wait) {
+        nodes.entry(symptom.node).or_default().push(symptom.clone());
     }
-    // A delay on a node's network slows every edge it is on.
-    let mut touching: HashMap<NodeId, Vec<&Symptom>> = HashMap::new();
-    let mut edge_count: HashMap<NodeId, HashSet<(NodeId, NodeId)>> = HashMap::new();
-    for (from, to) in edges {
-        edge_count.entry(*from).or_default().insert((*from, *to));
-        edge_count.entry(*to).or_default().insert((*from, *to));
+    for (node, symptom) in waiting(symptoms, edges) {
+        nodes.entry(node).or_default().push(symptom);
     }
-    for symptom in symptoms.iter().filter(|s| s.signal == Signal::Wait) {
-        touching.entry(symptom.node).or_default().push(symptom);
-        if let Some(from) = symptom.from {
-            touching.entry(from).or_default().push(symptom);
-        }
-    }
-    for (node, waits) in touching {
-        let all = edge_count.get(&node).map_or(waits.len(), HashSet::len).max(waits.len());
-        let slow = waits.iter().filter(|s| s.score > 5.0).count();
-        let share = slow as f64 / all as f64;
-        let strongest = waits.iter().find(|s| s.node == node).or(waits.first()).copied();
-        let called_slow = waits.iter().any(|s| s.node == node && s.score > 20.0);
-        if let Some(strongest) = strongest
-            && (share > 0.5 || (share == 0.5 && all == 2 && called_slow))
-        {
-            let mut top: Vec<f64> = waits.iter().map(|s| s.score).collect();
-            top.sort_by(|a, b| b.total_cmp(a));
-            top.truncate(2);
-            let score = top.iter().sum::<f64>() / top.len() as f64 * share;
-            nodes.entry(node).or_default().push(Symptom { score, node, ..strongest.clone() });
-        }
-    }
-    let score_of: HashMap<NodeId, f64> =
-        nodes.iter().map(|(node, symptoms)| (*node, symptoms.iter().map(|s| s.score).fold(0.0, f64::max))).collect();
+    // Time adds up over operations and edges; the same failure shows in errors, logs and shape at once, so of these the largest counts.
+    let harm = |evidence: &[Symptom]| {
+        let sum = |signals: &[Signal]| evidence.iter().filter(|s| signals.contains(&s.signal)).map(|s| s.harm).sum::<f64>();
+        let largest = evidence
+            .iter()
+            .filter(|s| !matches!(s.signal, Signal::OwnTime | Signal::Wait | Signal::Resource))
+            .map(|s| s.harm)
+            .fold(0.0, f64::max);
+        sum(&[Signal::OwnTime, Signal::Wait]).max(largest)
+    };
+    let score_of: HashMap<NodeId, f64> = nodes.iter().map(|(node, evidence)| (*node, harm(evidence))).collect();
     let mut candidates: Vec<Candidate> = nodes
         .into_iter()
         .map(|(node, mut evidence)| {
-            evidence.sort_by(|a, b| b.score.total_cmp(&a.score));
+            evidence.sort_by(|a, b| b.harm.total_cmp(&a.harm));
             let score = score_of[&node];
-            let explained_by = (score > ODD)
-                .then(|| {
-                    edges
-                        .iter()
-                        .filter(|(from, to)| *from == node && *to != node)
-                        .map(|(_, to)| *to)
-                        .filter(|to| score_of.get(to).is_some_and(|theirs| *theirs > ODD && *theirs >= 0.3 * score))
-                        .max_by(|a, b| score_of[a].total_cmp(&score_of[b]))
-                })
-                .flatten();
+            let explained_by = edges
+                .iter()
+                .filter(|(from, to)| *from == node && *to != node)
+                .map(|(_, to)| *to)
+                .filter(|to| score_of.get(to).is_some_and(|theirs| *theirs >= EXPLAINS * score))
+                .max_by(|a, b| score_of[a].total_cmp(&score_of[b]).then(b.cmp(a)));
             Candidate { node, score, evidence, explained_by }
         })
         .collect();
-    let class = |c: &Candidate| match (c.score > ODD, c.explained_by) {
-        (true, None) => 0,
-        (true, Some(_)) => 1,
-        (false, _) => 2,
-    };
-    candidates.sort_by(|a, b| class(a).cmp(&class(b)).then(b.score.total_cmp(&a.score)).then(a.node.cmp(&b.node)));
+    candidates.sort_by(|a, b| {
+        a.explained_by.is_some().cmp(&b.explained_by.is_some()).then(b.score.total_cmp(&a.score)).then(a.node.cmp(&b.node))
+    });
     candidates
 }
