@@ -285,7 +285,8 @@ pub fn pattern(body: &str, out: &mut String) {
     out.clear();
     let mut word_start = 0;
     let mut digits = false;
-    let separator = |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '(' | ')' | '{' | '}' | ',' | ':' | ';' | '=' | '"' | '\'' | '|' | '/');
+    let separator =
+        |c: char| c.is_whitespace() || matches!(c, '[' | ']' | '(' | ')' | '{' | '}' | ',' | ':' | ';' | '=' | '"' | '\'' | '|' | '/');
     for c in body.chars() {
         if separator(c) {
             if digits {
@@ -373,9 +374,8 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
         if !client.is_empty() && !server.is_empty() {
             // A map that somebody else has drawn: one series an edge, as the service graph of collectors names them.
             let service = names.node(node).service.clone();
-            let mut end = |name: &str| {
-                names.node_id(Node { kind: NodeKind::Service, service: Service { name: name.to_owned(), ..service.clone() } })
-            };
+            let mut end =
+                |name: &str| names.node_id(Node { kind: NodeKind::Service, service: Service { name: name.to_owned(), ..service.clone() } });
             facts.edges.push((end(client), end(server), time));
             continue;
         }

@@ -98,10 +98,12 @@ impl<'a> Tree<'a> {
         Tree { spans, parent, children, by_id }
     }
 
-    /// A span's duration less what its children cover of it.
-    fn own_ns(&self, at: usize) -> u64 {
+    /// A span's duration less what its children cover of it, and less what `calls` cover: handlers that do not wait for their calls (or lie
+    /// beside them) are no busier for it.
+    fn own_ns(&self, at: usize, calls: &[(u64, u64)]) -> u64 {
         let span = &self.spans[at];
-        let mut covers: Vec<(u64, u64)> = self.children[at].iter().map(|child| (self.spans[*child].start, self.spans[*child].end)).collect();
+        let children = self.children[at].iter().map(|child| (self.spans[*child].start, self.spans[*child].end));
+        let mut covers: Vec<(u64, u64)> = children.chain(calls.iter().copied()).collect();
         covers.sort_unstable();
         let (mut covered, mut upto) = (0, span.start);
         for (start, end) in covers {
@@ -134,13 +136,28 @@ impl<'a> Tree<'a> {
 fn count(trace: &Trace, windows: &mut Windows) {
     let tree = Tree::of(&trace.spans);
     let mut reached: HashSet<(usize, Event)> = HashSet::new();
+    let tops: Vec<usize> = (0..trace.spans.len()).map(|at| tree.top(at)).collect();
+    let callees: Vec<Option<NodeId>> = trace
+        .spans
+        .iter()
+        .enumerate()
+        .map(|(at, span)| {
+            let callee = tree.children[at].iter().map(|child| trace.spans[*child].node).find(|node| *node != span.node);
+            callee.or(span.peer.filter(|_| span.kind != CONSUMER))
+        })
+        .collect();
+    // When a part of a request was waiting for calls, by its top span.
+    let mut calls: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
+    for (at, span) in trace.spans.iter().enumerate().filter(|(at, _)| callees[*at].is_some()) {
+        calls.entry(tops[at]).or_default().push((span.start, span.end));
+    }
     for (at, span) in trace.spans.iter().enumerate() {
-        let callee = tree.children[at].iter().map(|child| trace.spans[*child].node).find(|node| *node != span.node);
-        let to: Option<NodeId> = callee.or(span.peer.filter(|_| span.kind != CONSUMER));
-        let own = tree.own_ns(at);
-        let begins = span.failed && !tree.children[at].iter().any(|child| trace.spans[*child].failed);
-        let top = tree.top(at);
+        let to = callees[at];
+        let top = tops[at];
         let request = &trace.spans[top];
+        let beside = if to.is_none() { calls.get(&top).map_or(&[][..], Vec::as_slice) } else { &[] };
+        let own = tree.own_ns(at, beside);
+        let begins = span.failed && !tree.children[at].iter().any(|child| trace.spans[*child].failed);
         match to {
             Some(to) => {
                 windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(span.end.saturating_sub(span.start), span.failed));

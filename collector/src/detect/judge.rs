@@ -124,11 +124,27 @@ fn share_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
     (bad1 / n1 - expected) / ((expected * (1.0 - expected)).max(1e-4) / n1).sqrt()
 }
 
-/// The same for a share that may rise or fall, with the uncertainty of both sides.
-fn proportion_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
+/// The same for a share that may rise or fall, with the uncertainty of both sides. `spread` is how many times wider the share swings
+/// from window to window than chance alone would have it.
+fn proportion_shift(before: (f64, f64), after: (f64, f64), spread: f64) -> f64 {
     let ((k0, n0), (k1, n1)) = (before, after);
     let expected = (k0 + 0.5) / (n0 + 1.0);
-    (k1 / n1 - expected).abs() / ((expected * (1.0 - expected)).max(0.002) * (1.0 / n1 + 1.0 / n0)).sqrt()
+    (k1 / n1 - expected).abs() / (spread * (expected * (1.0 - expected)).max(0.002) * (1.0 / n1 + 1.0 / n0)).sqrt()
+}
+
+/// Variance of a share over windows, as a multiple of a binomial one; at least 1. Requests come in sessions, so they are not independent.
+fn overdispersion(hits: &Series, requests: &Series, range: &Range<WindowNo>, share: f64) -> f64 {
+    let share = share.clamp(0.01, 0.99);
+    let mut hits = hits.range(range.start, range.end).peekable();
+    let (mut sum, mut windows) = (0.0, 0.0);
+    for (window, cell) in requests.range(range.start, range.end) {
+        while hits.next_if(|(w, _)| w < window).is_some() {}
+        let reached = hits.next_if(|(w, _)| w == window).map_or(0.0, |(_, c)| f64::from(c.count));
+        let n = f64::from(cell.count);
+        sum += (reached - share * n).powi(2) / (share * (1.0 - share) * n);
+        windows += 1.0;
+    }
+    if windows < 2.0 { 1.0 } else { (sum / (windows - 1.0)).max(1.0) }
 }
 
 fn means(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
@@ -160,6 +176,9 @@ struct Timed {
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
+    let is_error = |node, pattern| {
+        windows.get(&Subject::Pattern { node, pattern }).is_some_and(|series| series.total(before.start, after.end).errors > 0)
+    };
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), (Cell, Cell)> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
@@ -174,18 +193,8 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
             let sure = is.count >= 3 && above(&old, &new) >= SURE_BY_RANK;
             let score = if sure { shift(&old, &new, floor) } else { 0.0 };
             let excess = if score >= SURE { (median(&mut new.clone()) - level) * f64::from(is.count) / seconds } else { 0.0 };
-            let symptom = Symptom {
-                node,
-                from,
-                signal,
-                what,
-                score,
-                harm: 0.0,
-                before: level,
-                after: median(&mut new.clone()),
-                unit: "s",
-                n,
-            };
+            let symptom =
+                Symptom { node, from, signal, what, score, harm: 0.0, before: level, after: median(&mut new.clone()), unit: "s", n };
             Timed { symptom, excess }
         };
         match *subject {
@@ -230,6 +239,11 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     continue;
                 }
                 let (share0, share1) = ((f64::from(was.count), f64::from(total0.count)), (f64::from(is.count), f64::from(total1.count)));
+                // What a log line says varies with the data that pass through; an ERROR line does not.
+                let weight = match event {
+                    Event::Says(pattern) if !is_error(node, pattern) => 0.5,
+                    _ => 1.0,
+                };
                 let what = match event {
                     Event::Step(step) => format!("{} in {}", names.text_of(step), names.text_of(operation)),
                     Event::Calls(to) => format!("calls to {} in {}", names.node(to).service.name, names.text_of(operation)),
@@ -240,8 +254,8 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     from: None,
                     signal: Signal::Shape,
                     what,
-                    score: proportion_shift(share0, share1),
-                    harm: (share1.0 / share1.1 - share0.0 / share0.1).abs() * share1.1 / seconds,
+                    score: proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1)),
+                    harm: weight * (share1.0 / share1.1 - share0.0 / share0.1).abs() * share1.1 / seconds,
                     before: share0.0 / share0.1,
                     after: share1.0 / share1.1,
                     unit: "of requests",
@@ -278,7 +292,9 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / seconds);
         found.extend(point_symptom(windows, names, stretches, *node, *metric, series, rate));
     }
-    found.retain(|symptom| symptom.score >= SURE && symptom.harm > 0.0);
+    found.retain(|symptom| symptom.score > SURE && symptom.harm > 0.0);
+    // What is certain of it: the harm less so many deviations as a change needs to be believed at all.
+    found.iter_mut().for_each(|symptom| symptom.harm *= 1.0 - SURE / symptom.score);
     found.sort_by(|a, b| b.harm.total_cmp(&a.harm).then_with(|| (a.node, a.signal, &a.what).cmp(&(b.node, b.signal, &b.what))));
     found
 }
@@ -339,7 +355,14 @@ fn point_symptom(
                 .map(|(_, _, weight)| *weight)
                 .sum();
             let score = if above(&old, &new) > 1.0 { shift(&old, &new, 0.0005) } else { 0.0 };
-            (Signal::MetricLatency, score, weights / seconds * (1.0 - level / now.max(1e-9)).max(0.0).powi(2), level, now, "s")
+            // The callers' requests are out of order by the part of their time that they lose here.
+            let callers = windows.told_edges.keys().filter(|(_, to)| *to == node).filter_map(|(from, _)| {
+                let (_, theirs) = split(windows.points.get(&(*from, metric))?);
+                Some(sum(&theirs) / theirs.len().max(1) as f64)
+            });
+            let duration = callers.fold(now, f64::max);
+            let lost = ((now - level) / duration.max(1e-9)).clamp(0.0, 1.0);
+            (Signal::MetricLatency, score, weights / seconds * lost, level, now, "s")
         }
         Measure::Requests if rate.is_none() => {
             let errors = ["errors", "failures", "failed"].iter().find_map(|word| sibling("requests", word))?;

@@ -67,33 +67,60 @@ pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<Candidate> {
     for (node, symptom) in waiting(symptoms, edges) {
         nodes.entry(node).or_default().push(symptom);
     }
-    // Time adds up over operations and edges; the same failure shows in errors, logs and shape at once, so of these the largest counts.
-    let harm = |evidence: &[Symptom]| {
-        let sum = |signals: &[Signal]| evidence.iter().filter(|s| signals.contains(&s.signal)).map(|s| s.harm).sum::<f64>();
-        let largest = evidence
-            .iter()
-            .filter(|s| !matches!(s.signal, Signal::OwnTime | Signal::Wait | Signal::Resource))
-            .map(|s| s.harm)
-            .fold(0.0, f64::max);
-        sum(&[Signal::OwnTime, Signal::Wait]).max(largest)
-    };
-    let score_of: HashMap<NodeId, f64> = nodes.iter().map(|(node, evidence)| (*node, harm(evidence))).collect();
+    let harm_of: HashMap<NodeId, Harm> = nodes.iter().map(|(node, evidence)| (*node, Harm::of(evidence))).collect();
     let mut candidates: Vec<Candidate> = nodes
         .into_iter()
         .map(|(node, mut evidence)| {
             evidence.sort_by(|a, b| b.harm.total_cmp(&a.harm));
-            let score = score_of[&node];
+            let harm = harm_of[&node];
             let explained_by = edges
                 .iter()
                 .filter(|(from, to)| *from == node && *to != node)
                 .map(|(_, to)| *to)
-                .filter(|to| score_of.get(to).is_some_and(|theirs| *theirs >= EXPLAINS * score))
-                .max_by(|a, b| score_of[a].total_cmp(&score_of[b]).then(b.cmp(a)));
-            Candidate { node, score, evidence, explained_by }
+                .filter(|to| harm_of.get(to).is_some_and(|theirs| theirs.explains(&harm)))
+                .max_by(|a, b| harm_of[a].total().total_cmp(&harm_of[b].total()).then(b.cmp(a)));
+            Candidate { node, score: harm.total(), evidence, explained_by }
         })
         .collect();
     candidates.sort_by(|a, b| {
         a.explained_by.is_some().cmp(&b.explained_by.is_some()).then(b.score.total_cmp(&a.score)).then(a.node.cmp(&b.node))
     });
     candidates
+}
+
+/// What a node does to requests, by kind: failures and slowness have different ways to spread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Harm {
+    fails: f64,
+    slows: f64,
+}
+
+impl Harm {
+    /// Time adds up over operations and edges; the same failure shows in errors, logs and shape at once, so of these the largest counts.
+    /// A full CPU alone hurts nobody.
+    fn of(evidence: &[Symptom]) -> Harm {
+        let mut harm = Harm::default();
+        for symptom in evidence {
+            match symptom.signal {
+                Signal::OwnTime | Signal::Wait | Signal::MetricLatency => harm.slows += symptom.harm,
+                Signal::Errors | Signal::ErrorLogs | Signal::Shape | Signal::MetricErrors => harm.fails = harm.fails.max(symptom.harm),
+                Signal::Resource => {}
+            }
+        }
+        harm
+    }
+
+    fn total(&self) -> f64 {
+        self.fails.max(self.slows)
+    }
+
+    /// A callee explains failures by failures and slowness by slowness; failures by slowness only if it makes as many wait as fail, as
+    /// when calls time out.
+    fn explains(&self, caller: &Harm) -> bool {
+        if caller.fails > caller.slows {
+            self.fails >= EXPLAINS * caller.fails || self.slows >= caller.fails
+        } else {
+            self.slows >= EXPLAINS * caller.slows
+        }
+    }
 }

@@ -18,19 +18,41 @@ pub fn window_of(time: u64) -> WindowNo {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Subject {
     /// Spans of a node that call nobody: their own time (less what their children take), and errors that begin in them.
-    Own { node: NodeId, operation: TextId },
+    Own {
+        node: NodeId,
+        operation: TextId,
+    },
     /// Calls from one node to another: the time that the caller waits beyond what the callee's span explains, and failures that no span of
     /// the callee explains. Calls to a peer wait for it all the time.
-    Wait { from: NodeId, to: NodeId },
+    Wait {
+        from: NodeId,
+        to: NodeId,
+    },
     /// The same calls as the caller sees them.
-    Call { from: NodeId, to: NodeId },
+    Call {
+        from: NodeId,
+        to: NodeId,
+    },
     /// Requests of a node, by the operation that took them in.
-    Request { node: NodeId, operation: TextId },
+    Request {
+        node: NodeId,
+        operation: TextId,
+    },
     /// How many of these requests reach something.
-    Reach { node: NodeId, operation: TextId, event: Event },
+    Reach {
+        node: NodeId,
+        operation: TextId,
+        event: Event,
+    },
     /// Log records: at least WARN, at least ERROR, all.
-    Logs { node: NodeId, class: LogClass },
-    Pattern { node: NodeId, pattern: TextId },
+    Logs {
+        node: NodeId,
+        class: LogClass,
+    },
+    Pattern {
+        node: NodeId,
+        pattern: TextId,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -137,8 +159,7 @@ impl Windows {
             self.left_out += 1;
             return;
         }
-        let series =
-            self.points.entry(key).or_insert_with(|| PointSeries { measure: point.measure, values: VecDeque::new(), last: None });
+        let series = self.points.entry(key).or_insert_with(|| PointSeries { measure: point.measure, values: VecDeque::new(), last: None });
         let mut value = point.value;
         if point.cumulative {
             let before = series.last.replace(*point);

@@ -64,8 +64,7 @@ fn main() {
             let observed = observe(&case);
             let at = |seconds: f64| BASE + (seconds * 1e9) as u64;
             let diagnosis = observed.diagnose(at(inject), at(end));
-            let ranking: Vec<&str> =
-                diagnosis.candidates.iter().map(|c| observed.names.node(c.node).service.name.as_str()).collect();
+            let ranking: Vec<&str> = diagnosis.candidates.iter().map(|c| observed.names.node(c.node).service.name.as_str()).collect();
             let roots: Vec<&str> = truth["root_causes"].as_array().expect("roots").iter().filter_map(Value::as_str).collect();
             let fault = truth["fault_type"].as_str().unwrap_or("");
             let place = ranking.iter().position(|name| roots.contains(name));
@@ -83,10 +82,20 @@ fn main() {
                 .take(4)
                 .map(|c| {
                     let evidence = c.evidence.first().map_or(String::new(), |s| format!("{:?}", s.signal));
-                    format!("{} {:.1} {evidence}{}", observed.names.node(c.node).service.name, c.score, if c.explained_by.is_some() { "*" } else { "" })
+                    format!(
+                        "{} {:.1} {evidence}{}",
+                        observed.names.node(c.node).service.name,
+                        c.score,
+                        if c.explained_by.is_some() { "*" } else { "" }
+                    )
                 })
                 .collect();
-            println!("{name} {label} {fault} {}: {} | {}", roots.join(","), place.map_or("-".into(), |p| (p + 1).to_string()), top.join(", "));
+            println!(
+                "{name} {label} {fault} {}: {} | {}",
+                roots.join(","),
+                place.map_or("-".into(), |p| (p + 1).to_string()),
+                top.join(", ")
+            );
             if wanted.is_some() {
                 for candidate in diagnosis.candidates.iter().take(12) {
                     let node = observed.names.node(candidate.node);
@@ -94,7 +103,10 @@ fn main() {
                     println!("  {} {:.2} explained by {explained:?}", node.id(), candidate.score);
                     for s in candidate.evidence.iter().take(6) {
                         let from = s.from.map(|n| observed.names.node(n).service.name.clone()).unwrap_or_default();
-                        println!("      {:?} {} {:.2}: {:.5} -> {:.5} {} n {:?} from {from}", s.signal, s.what, s.score, s.before, s.after, s.unit, s.n);
+                        println!(
+                            "      {:?} {} {:.2}: {:.5} -> {:.5} {} n {:?} from {from}",
+                            s.signal, s.what, s.score, s.before, s.after, s.unit, s.n
+                        );
                     }
                 }
             }
