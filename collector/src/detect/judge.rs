@@ -29,6 +29,13 @@ pub enum Signal {
     MetricErrors,
 }
 
+impl Signal {
+    /// Told by metrics, which come at their own pace.
+    pub fn is_of_points(self) -> bool {
+        matches!(self, Signal::MetricLatency | Signal::MetricErrors | Signal::Resource)
+    }
+}
+
 /// A subject that left its baseline.
 #[derive(Clone, Debug)]
 pub struct Symptom {
@@ -47,6 +54,8 @@ pub struct Symptom {
     pub unit: &'static str,
     /// Observations before and after.
     pub n: (u64, u64),
+    /// Nothing like it is in the baseline, stretch for stretch.
+    pub unprecedented: bool,
 }
 
 /// The two stretches that are compared.
@@ -147,6 +156,22 @@ fn overdispersion(hits: &Series, requests: &Series, range: &Range<WindowNo>, sha
     if windows < 2.0 { 1.0 } else { (sum / (windows - 1.0)).max(1.0) }
 }
 
+/// The windows before, in groups as long as the stretch that they are compared with (a minute at most), each folded to one value.
+fn groups<T>(series: &Series, stretches: &Stretches, mut value: impl FnMut(Range<WindowNo>, &Series) -> Option<T>) -> Vec<T> {
+    let length = (stretches.after.len() as u32).clamp(1, 6);
+    let Range { start, end } = stretches.before;
+    (0..(end.saturating_sub(start)) / length)
+        .filter_map(|n| {
+            let to = end - n * length;
+            value(to - length..to, series)
+        })
+        .collect()
+}
+
+fn highest(values: impl IntoIterator<Item = f64>) -> f64 {
+    values.into_iter().fold(f64::MIN, f64::max)
+}
+
 fn means(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
     series.range(range.start, range.end).map(|(_, cell)| cell.sum_ns as f64 / f64::from(cell.count) / 1e9).collect()
 }
@@ -180,7 +205,8 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         windows.get(&Subject::Pattern { node, pattern }).is_some_and(|series| series.total(before.start, after.end).errors > 0)
     };
     let mut found = Vec::new();
-    let mut failures: HashMap<(NodeId, Option<NodeId>), (Cell, Cell)> = HashMap::new();
+    // With the shares of failures in stretches of the baseline.
+    let mut failures: HashMap<(NodeId, Option<NodeId>), (Cell, Cell, Vec<f64>)> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
     // With the node whose requests take the longer for it.
     let mut timings: Vec<(NodeId, Timed)> = Vec::new();
@@ -192,9 +218,14 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
             let level = median(&mut old.clone());
             let sure = is.count >= 3 && above(&old, &new) >= SURE_BY_RANK;
             let score = if sure { shift(&old, &new, floor) } else { 0.0 };
-            let excess = if score >= SURE { (median(&mut new.clone()) - level) * f64::from(is.count) / seconds } else { 0.0 };
+            let now = median(&mut new.clone());
+            let usual = groups(series, stretches, |range, series| {
+                let mut means = means(series, &range);
+                (!means.is_empty()).then(|| median(&mut means))
+            });
+            let excess = if score >= SURE { (now - level) * f64::from(is.count) / seconds } else { 0.0 };
             let symptom =
-                Symptom { node, from, signal, what, score, harm: 0.0, before: level, after: median(&mut new.clone()), unit: "s", n };
+                Symptom { node, from, signal, what, score, harm: 0.0, before: level, after: now, unit: "s", n, unprecedented: now > highest(usual) };
             Timed { symptom, excess }
         };
         match *subject {
@@ -202,12 +233,24 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                 let entry = failures.entry((node, None)).or_default();
                 entry.0.add(&was);
                 entry.1.add(&is);
+                if is.errors > 0 {
+                    entry.2.extend(groups(series, stretches, |range, series| {
+                        let cell = series.total(range.start, range.end);
+                        (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
+                    }));
+                }
                 timings.push((node, timed(node, None, Signal::OwnTime, names.text_of(operation).to_owned(), 0.0005)));
             }
             Subject::Wait { from, to } => {
                 let entry = failures.entry((to, Some(from))).or_default();
                 entry.0.add(&was);
                 entry.1.add(&is);
+                if is.errors > 0 {
+                    entry.2.extend(groups(series, stretches, |range, series| {
+                        let cell = series.total(range.start, range.end);
+                        (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
+                    }));
+                }
                 timings.push((from, timed(to, Some(from), Signal::Wait, String::new(), 0.001)));
             }
             Subject::Request { node, .. } => {
@@ -230,6 +273,10 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     after: mean(&new) / 10.0,
                     unit: "records/s",
                     n,
+                    unprecedented: mean(&new)
+                        > highest(groups(series, stretches, |range, series| {
+                            Some(f64::from(series.total(range.start, range.end).count) / range.len() as f64)
+                        })),
                 });
             }
             Subject::Reach { node, operation, event } => {
@@ -249,9 +296,16 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     Event::Calls(to) => format!("calls to {} in {}", names.node(to).service.name, names.text_of(operation)),
                     Event::Says(pattern) => format!("“{}” in {}", names.text_of(pattern), names.text_of(operation)),
                 };
+                let usual = groups(series, stretches, |range, series| {
+                    let total = requests.total(range.start, range.end).count;
+                    (total >= 3).then(|| f64::from(series.total(range.start, range.end).count) / f64::from(total))
+                });
+                let now = share1.0 / share1.1;
+                let unprecedented = now > highest(usual.iter().copied()) || -now > highest(usual.iter().map(|v| -v));
                 found.push(Symptom {
                     node,
                     from: None,
+                    unprecedented,
                     signal: Signal::Shape,
                     what,
                     score: proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1)),
@@ -273,7 +327,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         let lost = timed.excess * seconds / count.max(1.0) / duration.max(1e-9);
         found.push(Symptom { harm: count / seconds * lost.min(1.0), ..timed.symptom });
     }
-    for ((node, from), (was, is)) in failures {
+    for ((node, from), (was, is, usual)) in failures {
         let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
         found.push(Symptom {
             node,
@@ -286,6 +340,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
             after: share1,
             unit: "of spans",
             n: (was.count.into(), is.count.into()),
+            unprecedented: usual.iter().all(|share| *share < share1),
         });
     }
     for ((node, metric), series) in &windows.points {
@@ -315,17 +370,12 @@ fn point_symptom(
         (Some((first, ..)), Some((last, ..))) if series.values.len() > 1 => (last - first) / (series.values.len() as u64 - 1),
         _ => 0,
     };
-    let start = (u64::from(stretches.before.start) * WINDOW).min(stretches.since.saturating_sub(POINTS_OF_BASELINE * interval));
+    let start = (u64::from(stretches.before.start) * WINDOW).min(stretches.since.saturating_sub((POINTS_OF_BASELINE + 2) * interval));
+    // Where points are further apart than the stretch is long, the present is the two latest.
+    let since = stretches.since.min(stretches.until.saturating_sub(2 * interval));
     let split = |series: &PointSeries| {
-        let old: Vec<f64> =
-            series.values.iter().filter(|(time, ..)| *time >= start && *time < stretches.since).map(|(_, value, _)| *value).collect();
-        let new: Vec<f64> = series
-            .values
-            .iter()
-            .filter(|(time, ..)| *time >= stretches.since && *time < stretches.until)
-            .map(|(_, value, _)| *value)
-            .collect();
-        (old, new)
+        let between = |from: u64, to: u64| series.values.iter().filter(move |(time, ..)| *time > from && *time <= to).map(|(_, value, _)| *value);
+        (between(start, since).collect::<Vec<f64>>(), between(since, stretches.until).collect::<Vec<f64>>())
     };
     let (old, new) = split(series);
     if old.len() < WINDOWS_MIN || new.is_empty() {
@@ -336,8 +386,9 @@ fn point_symptom(
         let sibling = name.replacen(from, to, 1);
         windows.points.iter().find(|((n, m), _)| *n == node && names.text_of(*m) == sibling).map(|(_, series)| series)
     };
-    let seconds = (stretches.until - stretches.since) as f64 / 1e9;
+    let seconds = (stretches.until - since) as f64 / 1e9;
     let sum = |v: &[f64]| v.iter().sum::<f64>();
+    let mut unprecedented = false;
     let (signal, score, harm, before, after, unit) = match series.measure {
         Measure::Level if (name.contains("cpu") || name.contains("memory")) && !name.contains("node") => {
             let (level, deviation) = robust(&old);
@@ -351,7 +402,7 @@ fn point_symptom(
             let weights: f64 = series
                 .values
                 .iter()
-                .filter(|(time, ..)| *time >= stretches.since && *time < stretches.until)
+                .filter(|(time, ..)| *time > since && *time <= stretches.until)
                 .map(|(_, _, weight)| *weight)
                 .sum();
             let score = if above(&old, &new) > 1.0 { shift(&old, &new, 0.0005) } else { 0.0 };
@@ -362,6 +413,7 @@ fn point_symptom(
             });
             let duration = callers.fold(now, f64::max);
             let lost = ((now - level) / duration.max(1e-9)).clamp(0.0, 1.0);
+            unprecedented = new.iter().all(|v| *v > highest(old.iter().copied()));
             (Signal::MetricLatency, score, weights / seconds * lost, level, now, "s")
         }
         Measure::Requests if rate.is_none() => {
@@ -369,9 +421,11 @@ fn point_symptom(
             let (bad_old, bad_new) = split(errors);
             let (was, is) = ((sum(&bad_old), sum(&old)), (sum(&bad_new), sum(&new)));
             let (share0, share1) = (was.0 / was.1.max(1.0), is.0 / is.1.max(1.0));
+            let usual = bad_old.iter().zip(&old).map(|(bad, all)| bad / all.max(1.0));
+            unprecedented = bad_new.iter().zip(&new).all(|(bad, all)| bad / all.max(1.0) > 0.0) && share1 > highest(usual);
             (Signal::MetricErrors, share_shift(was, is), (share1 - share0).max(0.0) * is.1 / seconds, share0, share1, "of requests")
         }
         _ => return None,
     };
-    Some(Symptom { node, from: None, signal, what: name.to_owned(), score, harm, before, after, unit, n })
+    Some(Symptom { node, from: None, signal, what: name.to_owned(), score, harm, before, after, unit, n, unprecedented })
 }

@@ -8,6 +8,7 @@
 //! Everything here is pure: no clock, disk or network.
 
 pub mod facts;
+pub mod incidents;
 pub mod join;
 pub mod judge;
 pub mod names;
@@ -70,14 +71,30 @@ impl Observed {
         calls.chain(self.windows.told_edges.keys().copied()).collect()
     }
 
+    /// Requests a second that a node takes in.
+    pub fn rate(&self, node: NodeId, windows: std::ops::Range<WindowNo>) -> f64 {
+        let count: u64 = self
+            .windows
+            .series
+            .iter()
+            .filter(|(subject, _)| matches!(subject, Subject::Request { node: n, .. } if *n == node))
+            .map(|(_, series)| u64::from(series.total(windows.start, windows.end).count))
+            .sum();
+        count as f64 / (windows.len() as u64 * WINDOW) as f64 * 1e9
+    }
+
+    pub fn compare(&self, stretches: &Stretches) -> Diagnosis {
+        let symptoms = judge::symptoms(&self.windows, &self.names, stretches);
+        let candidates = rank::rank(&symptoms, &self.edges());
+        Diagnosis { candidates, symptoms }
+    }
+
     /// Compares a stretch of time with what came before it.
     pub fn diagnose(&self, from: u64, to: u64) -> Diagnosis {
         let first = from.div_ceil(WINDOW) as WindowNo;
         let baseline = window_of(from.saturating_sub(BASELINE));
         let stretches = Stretches { before: baseline..window_of(from), after: first..window_of(to).max(first + 1), since: from, until: to };
-        let symptoms = judge::symptoms(&self.windows, &self.names, &stretches);
-        let candidates = rank::rank(&symptoms, &self.edges());
-        Diagnosis { candidates, symptoms }
+        self.compare(&stretches)
     }
 }
 

@@ -3,8 +3,10 @@
 
 use collector::decode::{self, Format};
 use collector::detect::Observed;
+use collector::detect::incidents::Incidents;
 use collector::validate::{Intake, Limits};
 use firstfall_store::Signal;
+use firstfall_store::rollup::WINDOW;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,9 +19,14 @@ fn json(path: PathBuf) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
-fn observe(case: &Path) -> Observed {
+/// Everything at most so late is waited for.
+const ALLOWANCE: u64 = 10_000_000_000;
+
+fn observe(case: &Path) -> (Observed, Incidents) {
     let index = json(case.join("index.json"));
     let mut observed = Observed::default();
+    let mut incidents = Incidents::default();
+    let mut next = (BASE / WINDOW) as u32;
     for chunk in index["chunks"].as_array().expect("chunks") {
         let signal = match chunk["signal"].as_str().expect("a signal") {
             "traces" => Signal::Traces,
@@ -32,10 +39,28 @@ fn observe(case: &Path) -> Observed {
         let mut intake = Intake::new(signal, Limits::default(), at, body.len());
         decode::request(Format::Protobuf, signal, &mut body, &mut intake).expect("a valid request");
         observed.add(&intake.finish().0);
-        observed.settle(at.saturating_sub(30_000_000_000));
+        while u64::from(next + 1) * WINDOW + ALLOWANCE <= observed.newest {
+            observed.settle(u64::from(next + 1) * WINDOW);
+            for changed in incidents.step(&observed, next) {
+                let incident = &incidents.all[changed];
+                if std::env::args().any(|a| a == "trace") {
+                    let top: Vec<String> = incident
+                        .candidates
+                        .iter()
+                        .take(3)
+                        .map(|c| {
+                            let e = c.evidence.first();
+                            format!("{} {:.2} {:?} z {:.1} {}", observed.names.node(c.node).service.name, c.score, e.map(|s| s.signal), e.map_or(0.0, |s| s.score), e.map_or("", |s| &s.what))
+                        })
+                        .collect();
+                    println!("    {:?} at {} onset {} {}", incident.is_open(), (u64::from(next + 1) * WINDOW - BASE) / 1_000_000_000, (incident.onset - BASE) / 1_000_000_000, top.join(" | "));
+                }
+            }
+            next += 1;
+        }
     }
     observed.settle(u64::MAX);
-    observed
+    (observed, incidents)
 }
 
 fn main() {
@@ -55,13 +80,17 @@ fn main() {
         cases.sort();
         for case in cases {
             let truth = json(case.join("truth.json"));
-            let Some(inject) = truth["inject_offset_s"].as_f64() else { continue };
             let label = truth["case"].as_str().expect("a case").to_owned();
             if wanted.is_some_and(|wanted| !label.contains(wanted)) {
                 continue;
             }
+            let Some(inject) = truth["inject_offset_s"].as_f64() else {
+                let (_, incidents) = observe(&case);
+                println!("{name} {label}: {} incidents in {} s", incidents.all.len(), truth["length_s"]);
+                continue;
+            };
             let end = truth["fault_end_offset_s"].as_f64().expect("an end").min(truth["length_s"].as_f64().expect("a length"));
-            let observed = observe(&case);
+            let (observed, incidents) = observe(&case);
             let at = |seconds: f64| BASE + (seconds * 1e9) as u64;
             let diagnosis = observed.diagnose(at(inject), at(end));
             let ranking: Vec<&str> = diagnosis.candidates.iter().map(|c| observed.names.node(c.node).service.name.as_str()).collect();
@@ -90,8 +119,29 @@ fn main() {
                     )
                 })
                 .collect();
+            let seen: Vec<String> = incidents
+                .all
+                .iter()
+                .map(|i| {
+                    let place = i.candidates.iter().position(|c| roots.contains(&observed.names.node(c.node).service.name.as_str()));
+                    format!("{:+.0}s #{}", (i.opened_at - BASE) as f64 / 1e9 - inject, place.map_or("-".into(), |p| (p + 1).to_string()))
+                })
+                .collect();
+            let within = |i: &&collector::detect::incidents::Incident| {
+                let offset = (i.opened_at - BASE) as f64 / 1e9;
+                offset >= inject - 10.0 && offset <= end + 10.0
+            };
+            let early = incidents.all.iter().filter(|i| ((i.opened_at - BASE) as f64 / 1e9) < inject - 10.0).count();
+            totals.entry(format!("{name} end to end: recall, named")).or_default().1[2] += early as f64;
+            let raised = incidents.all.iter().find(within);
+            let total = totals.entry(format!("{name} end to end: recall, named")).or_default();
+            total.0 += 1;
+            total.1[0] += f64::from(u8::from(raised.is_some()));
+            let first = raised.and_then(|i| i.candidates.first());
+            total.1[1] += f64::from(u8::from(first.is_some_and(|c| roots.contains(&observed.names.node(c.node).service.name.as_str()))));
+            let seen = seen.join(", ");
             println!(
-                "{name} {label} {fault} {}: {} | {}",
+                "{name} {label} {fault} [{seen}] {}: {} | {}",
                 roots.join(","),
                 place.map_or("-".into(), |p| (p + 1).to_string()),
                 top.join(", ")
@@ -114,6 +164,10 @@ fn main() {
     }
     for (key, (cases, sums)) in totals {
         let [one, three, five] = sums.map(|sum| sum / cases as f64);
+        if key.contains("end to end") {
+            println!("{name} {cases} cases end to end: {} detected, {} named; {} false before the fault", sums[0], sums[1], sums[2], name = key.split(' ').next().unwrap_or(""));
+            continue;
+        }
         println!("{key:<36} {cases:3} cases  AC@1 {one:.2} ({}/{cases})  AC@3 {three:.2}  AC@5 {five:.2}", sums[0]);
     }
 }
