@@ -3,7 +3,7 @@
 //!
 //! `step` is called once for each window, in order, when all of it can have arrived. It is a pure function of what was observed.
 
-use super::judge::{Stretches, Symptom, median};
+use super::judge::{Signal, Stretches, Symptom, median};
 use super::names::NodeId;
 use super::rank::Candidate;
 use super::windows::{Subject, WindowNo};
@@ -15,6 +15,12 @@ use firstfall_store::rollup::WINDOW;
 const RECENT: u32 = 3;
 /// Windows of data before a baseline is one (five minutes).
 const BASELINE_MIN: u32 = 30;
+/// Windows before a change of shape is believed (eight minutes): what requests reach depends on who comes by, and that changes by the minute.
+const SHAPE_BASELINE_MIN: usize = 50;
+/// … and by how much it must change.
+const SHAPE_CHANGE: f64 = 0.3;
+/// A candidate whose onset lies so long after an open incident's is another one (two minutes).
+const APART: u32 = 12;
 /// How far back a baseline reaches (half an hour).
 const BASELINE_MAX: u32 = 180;
 /// Steps in a row in which a candidate must stand before an incident opens.
@@ -23,7 +29,7 @@ const STEPS_TO_OPEN: u32 = 2;
 const QUIET_TO_CLOSE: u32 = 12;
 /// A candidate opens an incident only beyond so many deviations: thousands of subjects are looked at each ten seconds, and nobody wants to
 /// be woken once a week by chance.
-const OPEN_SCORE: f64 = 8.0;
+const OPEN_SCORE: f64 = 12.0;
 /// … and when it harms at least this part of its own requests.
 const OPEN_SHARE: f64 = 0.1;
 /// … and at least so many requests of the stretch.
@@ -63,32 +69,35 @@ pub struct Incidents {
     /// For how many steps candidates have stood that no incident covers.
     standing: u32,
     first: Option<WindowNo>,
-    last: Option<WindowNo>,
 }
 
 impl Incidents {
     /// Judges the windows up to and including `window`. Returns the places in `all` of what has changed.
     pub fn step(&mut self, observed: &Observed, window: WindowNo) -> Vec<usize> {
         let first = *self.first.get_or_insert(window);
-        self.last = Some(window);
-        let mut changed = Vec::new();
-        let open = self.all.iter().position(Incident::is_open);
-        if let Some(at) = open {
-            if self.follow(observed, window, at) {
+        let mut changed: Vec<usize> = Vec::new();
+        for at in 0..self.all.len() {
+            if self.all[at].is_open() && self.follow(observed, window, at) {
                 changed.push(at);
             }
-            return changed;
         }
-        // The recovery of the last one is no new failure: its windows are left out of the baseline until the present is longer than that.
-        let after_last = self.all.last().and_then(|i| i.closed_at).map_or(0, |closed| (closed / WINDOW) as WindowNo);
         let start = window.saturating_sub(RECENT - 1);
-        let before = start.saturating_sub(BASELINE_MAX).max(first).max(after_last)..start;
+        let before = start.saturating_sub(BASELINE_MAX).max(first)..start;
         if before.len() < BASELINE_MIN as usize {
-            self.standing = 0;
             return changed;
         }
         let diagnosis = compare(observed, before.clone(), start..window + 1);
-        let found: Vec<&Candidate> = diagnosis.candidates.iter().filter(|c| opens(observed, c, start..window + 1)).collect();
+        // What an open incident has touched is its own, and so is what follows it soon.
+        let covered = |node: NodeId| {
+            self.all
+                .iter()
+                .filter(|i| {
+                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW)
+                })
+                .any(|i| i.nodes.contains(&node) || window < i.onset_window() + APART)
+        };
+        let found: Vec<&Candidate> =
+            diagnosis.candidates.iter().filter(|c| !covered(c.node) && opens(observed, c, start..window + 1, before.len())).collect();
         if found.is_empty() {
             self.standing = 0;
             return changed;
@@ -99,19 +108,17 @@ impl Incidents {
         }
         self.standing = 0;
         let onset = onset(observed, found[0], before, window);
-        let opened_at = u64::from(window + 1) * WINDOW;
         let origin = observed.names.node(found[0].node).id();
-        let nodes = diagnosis.candidates.iter().map(|c| c.node).collect();
         self.all.push(Incident {
             id: format!("{:08x}", fnv(&[&onset.to_le_bytes()[..], origin.as_bytes()].concat())),
             onset,
-            opened_at,
+            opened_at: u64::from(window + 1) * WINDOW,
             closed_at: None,
             revision: 1,
+            nodes: diagnosis.candidates.iter().map(|c| c.node).collect(),
             candidates: diagnosis.candidates,
             symptoms: diagnosis.symptoms,
             quiet: 0,
-            nodes,
         });
         let at = self.all.len() - 1;
         self.rank_again(observed, window, at);
@@ -125,7 +132,8 @@ impl Incidents {
         let begin = incident.onset_window();
         let start = window.saturating_sub(RECENT - 1).max(begin);
         let now = compare(observed, begin.saturating_sub(BASELINE_MAX).max(self.first.unwrap_or(0))..begin, start..window + 1);
-        let still = now.candidates.iter().any(|c| opens(observed, c, start..window + 1));
+        let baseline = begin - begin.saturating_sub(BASELINE_MAX).max(self.first.unwrap_or(0));
+        let still = now.candidates.iter().any(|c| opens(observed, c, start..window + 1, baseline as usize));
         let incident = &mut self.all[at];
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
         if incident.quiet >= QUIET_TO_CLOSE || window - begin > LASTING {
@@ -173,13 +181,14 @@ fn compare(observed: &Observed, before: std::ops::Range<WindowNo>, after: std::o
 
 /// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, which hurts more than a
 /// few requests and more than a small part of them.
-fn opens(observed: &Observed, candidate: &Candidate, after: std::ops::Range<WindowNo>) -> bool {
+fn opens(observed: &Observed, candidate: &Candidate, after: std::ops::Range<WindowNo>, baseline: usize) -> bool {
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     candidate.explained_by.is_none()
         && candidate.evidence.iter().any(|s| {
             let least = if s.signal.is_of_points() { HARMED_MIN / 600.0 } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
-            s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
+            let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
+            known && s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
         })
 }
 

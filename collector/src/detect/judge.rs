@@ -224,8 +224,19 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                 (!means.is_empty()).then(|| median(&mut means))
             });
             let excess = if score >= SURE { (now - level) * f64::from(is.count) / seconds } else { 0.0 };
-            let symptom =
-                Symptom { node, from, signal, what, score, harm: 0.0, before: level, after: now, unit: "s", n, unprecedented: now > highest(usual) };
+            let symptom = Symptom {
+                node,
+                from,
+                signal,
+                what,
+                score,
+                harm: 0.0,
+                before: level,
+                after: now,
+                unit: "s",
+                n,
+                unprecedented: now > highest(usual),
+            };
             Timed { symptom, excess }
         };
         match *subject {
@@ -374,7 +385,8 @@ fn point_symptom(
     // Where points are further apart than the stretch is long, the present is the two latest.
     let since = stretches.since.min(stretches.until.saturating_sub(2 * interval));
     let split = |series: &PointSeries| {
-        let between = |from: u64, to: u64| series.values.iter().filter(move |(time, ..)| *time > from && *time <= to).map(|(_, value, _)| *value);
+        let between =
+            |from: u64, to: u64| series.values.iter().filter(move |(time, ..)| *time > from && *time <= to).map(|(_, value, _)| *value);
         (between(start, since).collect::<Vec<f64>>(), between(since, stretches.until).collect::<Vec<f64>>())
     };
     let (old, new) = split(series);
@@ -399,12 +411,8 @@ fn point_symptom(
         // Where there are spans they say it better.
         Measure::Latency if rate.is_none() && !name.contains("client") && name.contains("mean") => {
             let (level, now) = (median(&mut old.clone()), sum(&new) / new.len() as f64);
-            let weights: f64 = series
-                .values
-                .iter()
-                .filter(|(time, ..)| *time > since && *time <= stretches.until)
-                .map(|(_, _, weight)| *weight)
-                .sum();
+            let weights: f64 =
+                series.values.iter().filter(|(time, ..)| *time > since && *time <= stretches.until).map(|(_, _, weight)| *weight).sum();
             let score = if above(&old, &new) > 1.0 { shift(&old, &new, 0.0005) } else { 0.0 };
             // The callers' requests are out of order by the part of their time that they lose here.
             let callers = windows.told_edges.keys().filter(|(_, to)| *to == node).filter_map(|(from, _)| {

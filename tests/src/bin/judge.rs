@@ -50,10 +50,26 @@ fn observe(case: &Path) -> (Observed, Incidents) {
                         .take(3)
                         .map(|c| {
                             let e = c.evidence.first();
-                            format!("{} {:.2} {:?} z {:.1} {}", observed.names.node(c.node).service.name, c.score, e.map(|s| s.signal), e.map_or(0.0, |s| s.score), e.map_or("", |s| &s.what))
+                            format!(
+                                "{} {:.2} {:?} z {:.1} {:.3} -> {:.3} n {:?} {}",
+                                observed.names.node(c.node).service.name,
+                                c.score,
+                                e.map(|s| s.signal),
+                                e.map_or(0.0, |s| s.score),
+                                e.map_or(0.0, |s| s.before),
+                                e.map_or(0.0, |s| s.after),
+                                e.map_or((0, 0), |s| s.n),
+                                e.map_or("", |s| &s.what)
+                            )
                         })
                         .collect();
-                    println!("    {:?} at {} onset {} {}", incident.is_open(), (u64::from(next + 1) * WINDOW - BASE) / 1_000_000_000, (incident.onset - BASE) / 1_000_000_000, top.join(" | "));
+                    println!(
+                        "    {:?} at {} onset {} {}",
+                        incident.is_open(),
+                        (u64::from(next + 1) * WINDOW - BASE) / 1_000_000_000,
+                        (incident.onset - BASE) / 1_000_000_000,
+                        top.join(" | ")
+                    );
                 }
             }
             next += 1;
@@ -165,7 +181,13 @@ fn main() {
     for (key, (cases, sums)) in totals {
         let [one, three, five] = sums.map(|sum| sum / cases as f64);
         if key.contains("end to end") {
-            println!("{name} {cases} cases end to end: {} detected, {} named; {} false before the fault", sums[0], sums[1], sums[2], name = key.split(' ').next().unwrap_or(""));
+            println!(
+                "{name} {cases} cases end to end: {} detected, {} named; {} false before the fault",
+                sums[0],
+                sums[1],
+                sums[2],
+                name = key.split(' ').next().unwrap_or("")
+            );
             continue;
         }
         println!("{key:<36} {cases:3} cases  AC@1 {one:.2} ({}/{cases})  AC@3 {three:.2}  AC@5 {five:.2}", sums[0]);
