@@ -1,6 +1,7 @@
 //! The server, put together: opens the store, binds the ports, serves until it is told to stop, and leaves everything at rest.
 
 use crate::config::Config;
+use crate::detect::watch::{Inlet, Watch};
 use crate::ingest::Ingest;
 use crate::receive::{self, InFlight, Receivers, Token, serve::serve};
 use crate::self_metrics::SelfMetrics;
@@ -31,6 +32,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     receivers: Arc<Receivers>,
+    watch: Arc<Watch>,
 }
 
 async fn bind(name: &str, address: &str, config: &Config) -> Result<(TcpListener, SocketAddr), CannotStart> {
@@ -58,7 +60,9 @@ impl Server {
         let (grpc_listener, otlp_grpc) = bind("otlp-grpc", &config.otlp_grpc, config).await?;
         let (http_listener, otlp_http) = bind("otlp-http", &config.otlp_http, config).await?;
         let (web_listener, web) = bind("web", &config.web, config).await?;
-        let store = firstfall_store::Store::open(&config.data_dir, config.store.clone())
+        let inlet = Inlet::default();
+        let options = firstfall_store::Options { tap: inlet.tap(), ..config.store.clone() };
+        let store = firstfall_store::Store::open(&config.data_dir, options)
             .map_err(|error| CannotStart { message: format!("open the store: {error}"), usage: false })?;
         let receivers = Arc::new(Receivers {
             ingest: Ingest::new(store, config.limits.clone()),
@@ -67,10 +71,17 @@ impl Server {
             token: config.token.as_deref().map(Token::new),
             cors_origins: config.cors_origins.clone(),
         });
+        let watch = inlet
+            .watch(receivers.ingest.reader())
+            .map_err(|error| CannotStart { message: format!("start detection: {error}"), usage: false })?;
+        let watch = Arc::new(watch);
         let metrics = Arc::new(SelfMetrics::new(receivers.clone()));
         let (stop, stopped) = watch::channel(false);
         let web_router = receive::http_routes(receivers.clone())
-            .merge(receive::behind_token(receivers.clone(), firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone())))
+            .merge(receive::behind_token(
+                receivers.clone(),
+                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone()),
+            ))
             .merge(metrics.routes());
         let routers: [(TcpListener, Router); 3] = [
             (grpc_listener, receive::grpc_routes(receivers.clone())),
@@ -78,7 +89,7 @@ impl Server {
             (web_listener, web_router),
         ];
         let tasks = routers.into_iter().map(|(listener, router)| tokio::spawn(serve(listener, router, stopped.clone()))).collect();
-        Ok(Server { bound: Bound { otlp_grpc, otlp_http, web }, stop, tasks, receivers })
+        Ok(Server { bound: Bound { otlp_grpc, otlp_http, web }, stop, tasks, receivers, watch })
     }
 
     /// Prints what is bound; scripts and tests wait for `ready`.
@@ -95,6 +106,8 @@ impl Server {
         for task in self.tasks {
             let _ = task.await;
         }
+        let watch = self.watch.clone();
+        let _ = tokio::task::spawn_blocking(move || watch.stop()).await;
         // Connections that outlived the drain may still hold it; the journal then keeps what is not sealed.
         match Arc::try_unwrap(self.receivers) {
             Ok(receivers) => {

@@ -18,7 +18,9 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{get, post};
-use firstfall_store::{Reader, Signal};
+use firstfall_store::incident::{Diagnosis, Topology};
+use firstfall_store::query::Budget;
+use firstfall_store::{Error, Nanos, Reader, Signal};
 use std::sync::Arc;
 
 /// What came in since start, as the collector counts it.
@@ -38,21 +40,33 @@ pub struct SignalIntake {
     pub cut: Vec<(&'static str, &'static str, u64)>,
 }
 
+/// What detection knows.
+pub trait Insight: Send + Sync {
+    /// Who called whom between two times.
+    fn topology(&self, from: Nanos, to: Nanos) -> Topology;
+    /// What was wrong between two times, by comparison with what came before.
+    fn diagnose(&self, from: Nanos, to: Nanos, budget: &Budget) -> Result<Diagnosis, Error>;
+}
+
 #[derive(Clone)]
 pub(crate) struct App {
     pub reader: Reader,
     pub intake: Arc<dyn Intake>,
+    pub insight: Arc<dyn Insight>,
 }
 
 const STYLE: &str = include_str!("../assets/style.css");
 const ICON: &str = include_str!("../assets/icon.svg");
 
-pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>) -> Router {
-    let app = App { reader, intake };
+pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>, insight: Arc<impl Insight + 'static>) -> Router {
+    let app = App { reader, intake, insight };
     Router::new()
         .route("/", get(pages::home::show))
         .route("/services", get(pages::services::show))
         .route("/services/{service}", get(pages::service::show))
+        .route("/incidents", get(pages::incidents::show))
+        .route("/incidents/{id}", get(pages::incident::show))
+        .route("/map", get(pages::map::show))
         .route("/traces", get(pages::traces::show))
         .route("/traces/{trace_id}", get(pages::trace::show))
         .route("/logs", get(pages::logs::show))
@@ -63,6 +77,10 @@ pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>) -> Router {
         .route("/api/v1/services", get(api::services::list))
         .route("/api/v1/services/{service}", get(api::services::one))
         .route("/api/v1/services/{service}/red", get(api::services::red))
+        .route("/api/v1/incidents", get(api::incidents::list))
+        .route("/api/v1/incidents/{id}", get(api::incidents::one))
+        .route("/api/v1/diagnosis", get(api::incidents::diagnosis))
+        .route("/api/v1/topology", get(api::incidents::topology))
         .route("/api/v1/traces", get(api::traces::search))
         .route("/api/v1/traces/{trace_id}", get(api::traces::one))
         .route("/api/v1/logs", get(api::logs::search))

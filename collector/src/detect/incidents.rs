@@ -3,12 +3,14 @@
 //!
 //! `step` is called once for each window, in order, when all of it can have arrived. It is a pure function of what was observed.
 
-use super::judge::{Signal, Stretches, Symptom, median};
+use super::describe::onset_of;
+use super::judge::{Signal, Stretches, Symptom};
 use super::names::NodeId;
 use super::rank::Candidate;
 use super::windows::{Subject, WindowNo};
 use super::{Diagnosis, Observed};
 use firstfall_store::rollup::WINDOW;
+use std::ops::Range;
 
 /// The stretch that is compared with what came before it. Three windows: one slow garbage collection is not an incident, and half a minute is
 /// as long as a pager may wait.
@@ -51,6 +53,8 @@ pub struct Incident {
     quiet: u32,
     /// Nodes with symptoms at any time.
     pub nodes: Vec<NodeId>,
+    /// The first window that was seen at all.
+    first: WindowNo,
 }
 
 impl Incident {
@@ -60,6 +64,18 @@ impl Incident {
 
     fn onset_window(&self) -> WindowNo {
         (self.onset / WINDOW) as WindowNo
+    }
+
+    /// The windows that it is compared with: those before its onset.
+    pub fn baseline(&self) -> Range<WindowNo> {
+        let begin = self.onset_window();
+        begin.saturating_sub(BASELINE_MAX).max(self.first)..begin
+    }
+
+    /// Its own windows up to and including one.
+    pub fn windows(&self, until: WindowNo) -> Range<WindowNo> {
+        let begin = self.onset_window();
+        begin..until.max(begin) + 1
     }
 }
 
@@ -119,6 +135,7 @@ impl Incidents {
             candidates: diagnosis.candidates,
             symptoms: diagnosis.symptoms,
             quiet: 0,
+            first,
         });
         let at = self.all.len() - 1;
         self.rank_again(observed, window, at);
@@ -126,14 +143,18 @@ impl Incidents {
         changed
     }
 
+    /// Forgets incidents that closed before a window.
+    pub fn forget_before(&mut self, window: WindowNo) {
+        self.all.retain(|i| i.closed_at.is_none_or(|closed| closed / WINDOW >= u64::from(window)));
+    }
+
     /// Ranks an open incident over all of its time; closes it when it has been quiet. Says whether anything changed that is worth telling.
     fn follow(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
         let incident = &self.all[at];
-        let begin = incident.onset_window();
-        let start = window.saturating_sub(RECENT - 1).max(begin);
-        let now = compare(observed, begin.saturating_sub(BASELINE_MAX).max(self.first.unwrap_or(0))..begin, start..window + 1);
-        let baseline = begin - begin.saturating_sub(BASELINE_MAX).max(self.first.unwrap_or(0));
-        let still = now.candidates.iter().any(|c| opens(observed, c, start..window + 1, baseline as usize));
+        let (before, begin) = (incident.baseline(), incident.onset_window());
+        let recent = window.saturating_sub(RECENT - 1).max(begin)..window + 1;
+        let now = compare(observed, before.clone(), recent.clone());
+        let still = now.candidates.iter().any(|c| opens(observed, c, recent.clone(), before.len()));
         let incident = &mut self.all[at];
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
         if incident.quiet >= QUIET_TO_CLOSE || window - begin > LASTING {
@@ -141,17 +162,12 @@ impl Incidents {
             incident.revision += 1;
             return true;
         }
-        if incident.quiet > 0 {
-            return false;
-        }
-        self.rank_again(observed, window, at)
+        incident.quiet == 0 && self.rank_again(observed, window, at)
     }
 
     fn rank_again(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
         let incident = &mut self.all[at];
-        let begin = incident.onset_window();
-        let before = begin.saturating_sub(BASELINE_MAX).max(self.first.unwrap_or(0))..begin;
-        let diagnosis = compare(observed, before, begin..window + 1);
+        let diagnosis = compare(observed, incident.baseline(), incident.windows(window));
         if diagnosis.candidates.is_empty() {
             return false;
         }
@@ -173,7 +189,7 @@ fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
-fn compare(observed: &Observed, before: std::ops::Range<WindowNo>, after: std::ops::Range<WindowNo>) -> Diagnosis {
+fn compare(observed: &Observed, before: Range<WindowNo>, after: Range<WindowNo>) -> Diagnosis {
     let since = u64::from(after.start) * WINDOW;
     let until = u64::from(after.end) * WINDOW;
     observed.compare(&Stretches { before, after, since, until })
@@ -181,7 +197,7 @@ fn compare(observed: &Observed, before: std::ops::Range<WindowNo>, after: std::o
 
 /// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, which hurts more than a
 /// few requests and more than a small part of them.
-fn opens(observed: &Observed, candidate: &Candidate, after: std::ops::Range<WindowNo>, baseline: usize) -> bool {
+fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, baseline: usize) -> bool {
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     candidate.explained_by.is_none()
@@ -192,28 +208,31 @@ fn opens(observed: &Observed, candidate: &Candidate, after: std::ops::Range<Wind
         })
 }
 
-/// When it began: the strongest symptom's series, walked by a cumulative sum back to its last zero (Page 1954).
-fn onset(observed: &Observed, candidate: &Candidate, before: std::ops::Range<WindowNo>, window: WindowNo) -> u64 {
-    let fallback = u64::from(window.saturating_sub(RECENT + STEPS_TO_OPEN - 2)) * WINDOW;
-    let Some(symptom) = candidate.evidence.first() else { return fallback };
-    let series = observed.windows.series.iter().filter(|(subject, _)| match (subject, symptom.from) {
-        (Subject::Own { node, operation }, None) => *node == symptom.node && observed.names.text_of(*operation) == symptom.what,
-        (Subject::Wait { from, to }, Some(caller)) => *to == symptom.node && *from == caller,
-        _ => false,
+/// When it began, by the series of its strongest symptom that has one.
+fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, window: WindowNo) -> u64 {
+    let onset = candidate.evidence.iter().find_map(|symptom| {
+        let timed = |subject: &Subject| match (subject, symptom.signal, symptom.from) {
+            (Subject::Own { node, operation }, Signal::OwnTime, _) => {
+                *node == symptom.node && observed.names.text_of(*operation) == symptom.what
+            }
+            (Subject::Wait { from, to }, Signal::Wait, Some(caller)) => *to == symptom.node && *from == caller,
+            _ => false,
+        };
+        let failing = |subject: &Subject| match (subject, symptom.signal, symptom.from) {
+            (Subject::Wait { from, to }, Signal::Errors, Some(caller)) => *to == symptom.node && *from == caller,
+            (Subject::Request { node, .. }, Signal::Errors, None) => *node == symptom.node,
+            _ => false,
+        };
+        let all = &observed.windows.series;
+        let slow = all
+            .iter()
+            .filter(|(subject, _)| timed(subject))
+            .filter_map(|(_, series)| onset_of(series, &before, window + 1, |c| c.sum_ns as f64 / f64::from(c.count.max(1)), 5e5));
+        let fails = all
+            .iter()
+            .filter(|(subject, _)| failing(subject))
+            .filter_map(|(_, series)| onset_of(series, &before, window + 1, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02));
+        slow.chain(fails).min()
     });
-    let Some((_, series)) = series.max_by_key(|(subject, _)| **subject) else { return fallback };
-    let mean = |cell: &super::windows::Cell| cell.sum_ns as f64 / f64::from(cell.count.max(1));
-    let mut old: Vec<f64> = series.range(before.start, before.end).map(|(_, cell)| mean(cell)).collect();
-    let level = median(&mut old);
-    let mut deviations: Vec<f64> = old.iter().map(|v| (v - level).abs()).collect();
-    let scale = (1.4826 * median(&mut deviations)).max(0.1 * level).max(5e5);
-    let (mut sum, mut zero) = (0.0f64, None);
-    for (at, cell) in series.range(window.saturating_sub(30).max(before.start), window + 1) {
-        let z = ((mean(cell) - level) / scale).clamp(-8.0, 8.0);
-        sum = (sum + z - 2.0).max(0.0);
-        if sum == 0.0 {
-            zero = Some(*at + 1);
-        }
-    }
-    zero.map_or(fallback, |zero| u64::from(zero.min(window)) * WINDOW)
+    u64::from(onset.unwrap_or(window.saturating_sub(RECENT + STEPS_TO_OPEN - 2))) * WINDOW
 }

@@ -197,6 +197,28 @@ struct Timed {
     excess: f64,
 }
 
+/// Failures of a node, or of the calls to it from another.
+#[derive(Default)]
+struct Failures {
+    was: Cell,
+    is: Cell,
+    /// Their share in each stretch of the baseline.
+    usual: Vec<f64>,
+}
+
+impl Failures {
+    fn add(&mut self, series: &Series, stretches: &Stretches, was: &Cell, is: &Cell) {
+        self.was.add(was);
+        self.is.add(is);
+        if is.errors > 0 {
+            self.usual.extend(groups(series, stretches, |range, series| {
+                let cell = series.total(range.start, range.end);
+                (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
+            }));
+        }
+    }
+}
+
 /// All symptoms between two stretches, most harmful first.
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
@@ -205,8 +227,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         windows.get(&Subject::Pattern { node, pattern }).is_some_and(|series| series.total(before.start, after.end).errors > 0)
     };
     let mut found = Vec::new();
-    // With the shares of failures in stretches of the baseline.
-    let mut failures: HashMap<(NodeId, Option<NodeId>), (Cell, Cell, Vec<f64>)> = HashMap::new();
+    let mut failures: HashMap<(NodeId, Option<NodeId>), Failures> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
     // With the node whose requests take the longer for it.
     let mut timings: Vec<(NodeId, Timed)> = Vec::new();
@@ -241,27 +262,11 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         };
         match *subject {
             Subject::Own { node, operation } => {
-                let entry = failures.entry((node, None)).or_default();
-                entry.0.add(&was);
-                entry.1.add(&is);
-                if is.errors > 0 {
-                    entry.2.extend(groups(series, stretches, |range, series| {
-                        let cell = series.total(range.start, range.end);
-                        (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
-                    }));
-                }
+                failures.entry((node, None)).or_default().add(series, stretches, &was, &is);
                 timings.push((node, timed(node, None, Signal::OwnTime, names.text_of(operation).to_owned(), 0.0005)));
             }
             Subject::Wait { from, to } => {
-                let entry = failures.entry((to, Some(from))).or_default();
-                entry.0.add(&was);
-                entry.1.add(&is);
-                if is.errors > 0 {
-                    entry.2.extend(groups(series, stretches, |range, series| {
-                        let cell = series.total(range.start, range.end);
-                        (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
-                    }));
-                }
+                failures.entry((to, Some(from))).or_default().add(series, stretches, &was, &is);
                 timings.push((from, timed(to, Some(from), Signal::Wait, String::new(), 0.001)));
             }
             Subject::Request { node, .. } => {
@@ -338,7 +343,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         let lost = timed.excess * seconds / count.max(1.0) / duration.max(1e-9);
         found.push(Symptom { harm: count / seconds * lost.min(1.0), ..timed.symptom });
     }
-    for ((node, from), (was, is, usual)) in failures {
+    for ((node, from), Failures { was, is, usual }) in failures {
         let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
         found.push(Symptom {
             node,

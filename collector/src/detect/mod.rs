@@ -7,17 +7,19 @@
 //!
 //! Everything here is pure: no clock, disk or network.
 
+pub mod describe;
 pub mod facts;
 pub mod incidents;
 pub mod join;
 pub mod judge;
 pub mod names;
 pub mod rank;
+pub mod watch;
 pub mod windows;
 
 use firstfall_store::batch::Batch;
 use firstfall_store::rollup::WINDOW;
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use join::Join;
 use judge::{Stretches, Symptom};
 use names::{Names, NodeId};
@@ -33,28 +35,33 @@ pub struct Observed {
     pub names: Names,
     pub windows: Windows,
     join: Join,
-    /// The latest event time.
-    pub newest: u64,
+    /// The latest event time of each node.
+    newest_of: HashMap<NodeId, u64>,
 }
 
 impl Observed {
     pub fn add(&mut self, batch: &Batch) {
         let facts = facts::of(batch, &mut self.names);
         for span in facts.spans {
-            self.newest = self.newest.max(span.end);
+            self.see(span.node, span.end);
             self.join.add_span(span);
         }
         for log in facts.logs {
-            self.newest = self.newest.max(log.time);
+            self.see(log.node, log.time);
             self.join.add_log(log, &mut self.windows);
         }
         for point in &facts.points {
-            self.newest = self.newest.max(point.time);
+            self.see(point.node, point.time);
             self.windows.add_point(point);
         }
         for (from, to, time) in facts.edges {
             self.windows.told_edges.insert((from, to), time);
         }
+    }
+
+    fn see(&mut self, node: NodeId, time: u64) {
+        let newest = self.newest_of.entry(node).or_default();
+        *newest = (*newest).max(time);
     }
 
     /// Counts all traces of which nothing came since `time`.
@@ -89,12 +96,25 @@ impl Observed {
         Diagnosis { candidates, symptoms }
     }
 
-    /// Compares a stretch of time with what came before it.
-    pub fn diagnose(&self, from: u64, to: u64) -> Diagnosis {
+    /// The windows of a stretch of time, and those of its baseline.
+    pub fn stretches(from: u64, to: u64) -> Stretches {
         let first = from.div_ceil(WINDOW) as WindowNo;
         let baseline = window_of(from.saturating_sub(BASELINE));
-        let stretches = Stretches { before: baseline..window_of(from), after: first..window_of(to).max(first + 1), since: from, until: to };
-        self.compare(&stretches)
+        Stretches { before: baseline..window_of(from), after: first..window_of(to).max(first + 1), since: from, until: to }
+    }
+
+    /// How far event time has come: the latest time that two sources agree on, as one alone may have a wrong clock.
+    pub fn watermark(&self) -> u64 {
+        let mut latest = [0u64; 2];
+        for time in self.newest_of.values() {
+            if *time > latest[0] {
+                latest = [*time, latest[0]];
+            } else if *time > latest[1] {
+                latest[1] = *time;
+            }
+        }
+        // A lone source, or one that is the only one still alive, is believed.
+        if self.newest_of.len() < 2 { latest[0] } else { latest[1] }
     }
 }
 

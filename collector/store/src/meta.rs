@@ -2,16 +2,17 @@
 //! `PRAGMA user_version` says how many were.
 
 use crate::Error;
-use rusqlite::Connection;
-use std::path::Path;
+use crate::partition::lock;
+use rusqlite::{Connection, OpenFlags};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// The files of `migrations/`, in order. A file that was released is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_start.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_start.sql"), include_str!("../../../migrations/0002_incidents.sql")];
 
 pub(crate) struct Meta {
-    /// Held open while the store is: what joins in later migrations is written through it.
-    _connection: Mutex<Connection>,
+    path: PathBuf,
+    connection: Mutex<Connection>,
 }
 
 impl Meta {
@@ -30,6 +31,16 @@ impl Meta {
             transaction.pragma_update(None, "user_version", number as u32 + 1).map_err(&failed)?;
             transaction.commit().map_err(&failed)?;
         }
-        Ok(Meta { _connection: Mutex::new(connection) })
+        Ok(Meta { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// For a guest beside a running server, or without one.
+    pub fn open_to_read(path: &Path) -> Result<Meta, Error> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(Error::sqlite("open", path))?;
+        Ok(Meta { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    pub fn with<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, Error> {
+        work(&lock(&self.connection)).map_err(Error::sqlite("use", &self.path))
     }
 }

@@ -8,6 +8,7 @@
 //! What is answered is durable and visible to the next query. What is not answered has left no trace, or is whole. The live
 //! generation and the partitions are seen through one lock, so a reader sees each row exactly once while it moves.
 
+use crate::batch::Batch;
 use crate::generation::Generation;
 use crate::journal;
 use crate::meta::Meta;
@@ -60,6 +61,20 @@ pub struct Options {
     pub partition_bytes: u64,
     /// How often small blocks are merged, rollups added up and retention applied.
     pub upkeep_pause: Duration,
+    /// Who else wants to see what was accepted.
+    pub tap: Tap,
+}
+
+/// Called by the writer thread with each batch that has become durable and visible; it must not wait.
+pub type OnAccepted = Arc<dyn Fn(&Arc<Batch>) + Send + Sync>;
+
+#[derive(Clone, Default)]
+pub struct Tap(pub Option<OnAccepted>);
+
+impl std::fmt::Debug for Tap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Tap(set)" } else { "Tap(none)" })
+    }
 }
 
 impl Default for Options {
@@ -77,6 +92,7 @@ impl Default for Options {
             retention_rollups: Duration::from_secs(400 * 86_400),
             partition_bytes: 2 << 30,
             upkeep_pause: Duration::from_secs(5),
+            tap: Tap::default(),
         }
     }
 }
@@ -94,6 +110,7 @@ pub(crate) struct View {
 
 pub(crate) struct Shared {
     pub(crate) directory: PathBuf,
+    pub(crate) meta: Meta,
     pub(crate) options: Options,
     pub(crate) view: RwLock<View>,
     pub(crate) recent: Mutex<Recent>,
@@ -139,7 +156,6 @@ pub struct Storage {
 pub struct Store {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    _meta: Meta,
     _lock: File,
 }
 
@@ -177,6 +193,7 @@ impl Store {
         let view = open_view(directory, Pinned::No)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
+            meta,
             options,
             view: RwLock::new(view),
             recent: Mutex::default(),
@@ -194,7 +211,7 @@ impl Store {
         });
         let next = shared.recover(true)?;
         shared.measure_disk();
-        let mut store = Store { shared: shared.clone(), threads: Vec::new(), _meta: meta, _lock: owner };
+        let mut store = Store { shared: shared.clone(), threads: Vec::new(), _lock: owner };
         for (name, run) in [
             ("store-writer", Box::new(move |shared: Arc<Shared>| shared.write(next)) as Box<dyn FnOnce(Arc<Shared>) + Send>),
             ("store-sealer", Box::new(|shared: Arc<Shared>| shared.seal())),
@@ -292,6 +309,7 @@ impl Reader {
         let view = View::default();
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
+            meta: Meta::open_to_read(&directory.join("meta.db"))?,
             options: Options::default(),
             view: RwLock::new(view),
             recent: Mutex::default(),

@@ -1,9 +1,8 @@
 //! What happens in the background: small blocks are merged, old partitions dropped, the room on the disk is watched.
 
 use crate::block::BLOCK_ROWS;
-use crate::builder::{BatchBuilder, Row};
 use crate::partition::{BlockInfo, Partition, Pinned};
-use crate::query::Item;
+use crate::rebuild::batch_of;
 use crate::recent::REMEMBERED;
 use crate::rollup::{self, Level, MINUTE};
 use crate::store::{Shared, now};
@@ -59,7 +58,7 @@ impl Shared {
             if self.is_closing() {
                 return Ok(());
             }
-            merge(reader, partition, &blocks)?;
+            partition.merge(&blocks, &batch_of(reader, partition, &blocks)?)?;
         }
         Ok(())
     }
@@ -166,47 +165,4 @@ fn mergeable(blocks: &[Arc<BlockInfo>]) -> Option<Vec<Arc<BlockInfo>>> {
         }
     }
     None
-}
-
-fn merge(reader: &Reader, partition: &Arc<Partition>, blocks: &[Arc<BlockInfo>]) -> Result<(), Error> {
-    let rows: usize = blocks.iter().map(|b| b.rows).sum();
-    let mut builder = Rebuilder::new(partition.signal, rows);
-    for block in blocks {
-        reader.each_item_of_block(partition, block, |item| builder.push(&item))?;
-    }
-    partition.merge(blocks, &builder.builder.finish())
-}
-
-/// Makes a batch of items that came out of blocks.
-struct Rebuilder {
-    builder: BatchBuilder,
-    contexts: hashbrown::HashMap<(crate::Service, Vec<u8>, Vec<u8>), u32>,
-}
-
-impl Rebuilder {
-    fn new(signal: Signal, rows: usize) -> Rebuilder {
-        Rebuilder { builder: BatchBuilder::new(signal, rows * 400, Arc::new(|_| 0)), contexts: hashbrown::HashMap::new() }
-    }
-
-    fn push(&mut self, item: &Item) {
-        use crate::value::Stored;
-        let key = (item.service.clone(), item.resource.to_bytes(), item.scope.to_bytes());
-        let builder = &mut self.builder;
-        let context = *self.contexts.entry(key).or_insert_with_key(|(service, resource, scope)| {
-            let resource = builder.resource(service, resource);
-            let scope = builder.scope(scope);
-            builder.context(resource, scope)
-        });
-        let checked = "it came out of a store, where every string is UTF-8";
-        builder.place(context, item.kind, item.name.as_bytes()).expect(checked);
-        item.push_values(builder).expect(checked);
-        builder.finish_row(Row {
-            trace: item.trace_id.unwrap_or_default().0,
-            span: item.span_id.0,
-            parent: item.parent_span_id.0,
-            time: item.time,
-            duration: item.duration,
-            marks: item.marks,
-        });
-    }
 }

@@ -175,6 +175,9 @@ impl Shared {
         lock(&self.last_failure).clear();
         for job in jobs {
             self.stored[job.batch.signal as usize].fetch_add(job.batch.rows() as u64, Ordering::Relaxed);
+            if let Some(tap) = &self.options.tap.0 {
+                tap(&job.batch);
+            }
             let overflowed = generation.add(job.batch, job.hash, job.received, job.answer.clone());
             self.overflowed.fetch_add(overflowed, Ordering::Relaxed);
             let waiting = lock(&self.recent).done(job.hash, job.received, &job.answer);

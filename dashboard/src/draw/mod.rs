@@ -1,6 +1,10 @@
 //! SVG drawn by the server. Sizes and positions are presentation attributes, colours are classes, so that no inline style is needed
 //! and light and dark follow the page. Every chart says in words what it shows, for those who do not see it.
 
+mod graph;
+
+pub use graph::{Lane, MapEdge, cascade, lanes, map};
+
 use crate::times;
 use std::fmt::Write;
 

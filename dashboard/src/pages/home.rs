@@ -1,6 +1,6 @@
 //! `/`: is anything wrong, since when. The verdict is a sentence; services follow, worst first.
 
-use super::{Frame, Page, ServiceRow, TraceRow, draw, service_rows, sort_services, trace_rows};
+use super::{Frame, IncidentCard, Page, ServiceRow, TraceRow, draw, incident_cards, service_rows, sort_services, trace_rows};
 use crate::App;
 use crate::api::services::judged;
 use crate::ask::{Query, ask};
@@ -9,6 +9,7 @@ use crate::times;
 use askama::Template;
 use axum::extract::State;
 use firstfall_store::Signal;
+use firstfall_store::incident::IncidentState;
 use firstfall_store::query::SearchQuestion;
 
 #[derive(Template)]
@@ -19,6 +20,7 @@ struct Home {
     verdict_class: &'static str,
     counts: Vec<(&'static str, usize)>,
     rejected: u64,
+    incidents: Vec<IncidentCard>,
     services: Vec<ServiceRow>,
     failed: Vec<TraceRow>,
     otlp: &'static str,
@@ -37,6 +39,9 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
     let search = SearchQuestion { filter, limit: 8, before: None };
     let failed = ask(&app, move |reader, budget| reader.search_traces(&search, budget)).await?;
 
+    let incidents = ask(&app, move |reader, _| reader.incidents(IncidentState::All, range.from, range.to, 5)).await?;
+    let open: Vec<_> = incidents.iter().filter(|i| i.closed_at.is_none()).collect();
+
     let with = |state: Health| judged.iter().filter(|j| j.health == state).collect::<Vec<_>>();
     let failing = with(Health::Failing);
     let degraded = with(Health::Degraded);
@@ -45,6 +50,9 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         |list: &[&crate::api::services::Judged]| list.iter().take(3).map(|j| j.summary.service.name.clone()).collect::<Vec<_>>().join(", ");
     let (verdict, verdict_class) = if judged.is_empty() {
         ("Nothing has been received yet".to_owned(), "unknown")
+    } else if let Some(incident) = open.first() {
+        let count = if open.len() == 1 { "1 incident".to_owned() } else { format!("{} incidents", open.len()) };
+        (format!("{count}: {}", incident.title), "failing")
     } else if let Some(worst) = failing.iter().max_by_key(|j| j.summary.requests.errors) {
         let more = failing.len() - 1;
         let others = if more > 0 { format!(", and {more} more") } else { String::new() };
@@ -82,5 +90,16 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
     // The first screen shows the worst; the list has them all.
     services.truncate(30);
     let rejected = Signal::ALL.iter().map(|s| app.intake.signal(*s).rejected.iter().map(|(.., n)| n).sum::<u64>()).sum();
-    draw(&Home { frame, verdict, verdict_class, counts, rejected, services, failed: trace_rows(&failed.traces), otlp: "127.0.0.1:4318" })
+    let incidents = incident_cards(&incidents, range.to);
+    draw(&Home {
+        frame,
+        verdict,
+        verdict_class,
+        counts,
+        rejected,
+        incidents,
+        services,
+        failed: trace_rows(&failed.traces),
+        otlp: "127.0.0.1:4318",
+    })
 }

@@ -1,7 +1,10 @@
 //! The pages. Each is a file: its address, its question, its template.
 
 pub mod home;
+pub mod incident;
+pub mod incidents;
 pub mod logs;
+pub mod map;
 pub mod service;
 pub mod services;
 pub mod settings;
@@ -230,6 +233,41 @@ pub fn log_rows(logs: &[firstfall_store::query::Item]) -> Vec<LogRow> {
             trace_id: log.trace_id.map(|id| id.to_string()).unwrap_or_default(),
             attributes: log.attributes.iter().map(|(k, v)| (k.clone(), v.text())).collect(),
             scope: log.scope.name.clone(),
+        })
+        .collect()
+}
+
+/// An incident in a list.
+pub struct IncidentCard {
+    pub id: String,
+    pub title: String,
+    pub open: bool,
+    pub when: String,
+    pub lasted: String,
+    pub confidence: String,
+    /// Origin first, then its victims as they fell.
+    pub fell: Vec<String>,
+}
+
+pub fn incident_cards(incidents: &[firstfall_store::incident::Incident], now: u64) -> Vec<IncidentCard> {
+    incidents
+        .iter()
+        .map(|i| {
+            let mut fell: Vec<String> = i.diagnosis.origins.first().map(|o| o.service.clone()).into_iter().collect();
+            for hop in &i.diagnosis.hops {
+                if fell.len() < 8 && !fell.contains(&hop.to) {
+                    fell.push(hop.to.clone());
+                }
+            }
+            IncidentCard {
+                id: i.id.clone(),
+                title: i.title.clone(),
+                open: i.closed_at.is_none(),
+                when: times::day_and_clock(i.onset),
+                lasted: times::ago(i.closed_at.unwrap_or(now).saturating_sub(i.onset)),
+                confidence: i.diagnosis.confidence.clone(),
+                fell,
+            }
         })
         .collect()
 }

@@ -4,6 +4,7 @@
 use collector::decode::{self, Format};
 use collector::detect::Observed;
 use collector::detect::incidents::Incidents;
+use collector::detect::watch::ALLOWANCE;
 use collector::validate::{Intake, Limits};
 use firstfall_store::Signal;
 use firstfall_store::rollup::WINDOW;
@@ -18,9 +19,6 @@ fn json(path: PathBuf) -> Value {
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
-
-/// Everything at most so late is waited for.
-const ALLOWANCE: u64 = 10_000_000_000;
 
 fn observe(case: &Path) -> (Observed, Incidents) {
     let index = json(case.join("index.json"));
@@ -39,7 +37,7 @@ fn observe(case: &Path) -> (Observed, Incidents) {
         let mut intake = Intake::new(signal, Limits::default(), at, body.len());
         decode::request(Format::Protobuf, signal, &mut body, &mut intake).expect("a valid request");
         observed.add(&intake.finish().0);
-        while u64::from(next + 1) * WINDOW + ALLOWANCE <= observed.newest {
+        while u64::from(next + 1) * WINDOW + ALLOWANCE <= observed.watermark() {
             observed.settle(u64::from(next + 1) * WINDOW);
             for changed in incidents.step(&observed, next) {
                 let incident = &incidents.all[changed];
@@ -108,7 +106,7 @@ fn main() {
             let end = truth["fault_end_offset_s"].as_f64().expect("an end").min(truth["length_s"].as_f64().expect("a length"));
             let (observed, incidents) = observe(&case);
             let at = |seconds: f64| BASE + (seconds * 1e9) as u64;
-            let diagnosis = observed.diagnose(at(inject), at(end));
+            let diagnosis = observed.compare(&Observed::stretches(at(inject), at(end)));
             let ranking: Vec<&str> = diagnosis.candidates.iter().map(|c| observed.names.node(c.node).service.name.as_str()).collect();
             let roots: Vec<&str> = truth["root_causes"].as_array().expect("roots").iter().filter_map(Value::as_str).collect();
             let fault = truth["fault_type"].as_str().unwrap_or("");

@@ -1,0 +1,407 @@
+//! From candidates and symptoms to words and numbers that a person can check: origins with reasons, hops, impact, what was ruled out, and
+//! one sentence.
+
+use super::incidents::Incident;
+use super::judge::{Signal, Symptom, median};
+use super::names::{Names, NodeId, NodeKind};
+use super::rank::Candidate;
+use super::windows::{Cell, Series, Subject, WindowNo};
+use super::{Diagnosis, Observed};
+use firstfall_store::incident as noun;
+use firstfall_store::rollup::WINDOW;
+use hashbrown::{HashMap, HashSet};
+use std::ops::Range;
+
+/// Candidates that are listed as origins; those below are noise to a reader.
+const ORIGINS_MAX: usize = 10;
+const SYMPTOMS_MAX: usize = 40;
+const REASONS_MAX: usize = 5;
+const HOPS_MAX: usize = 60;
+
+/// The whole of a diagnosis. `before` and `after` are the windows that were compared.
+pub fn diagnosis(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> noun::Diagnosis {
+    let names = &observed.names;
+    let origins = found.candidates.iter().take(ORIGINS_MAX).enumerate().map(|(at, candidate)| origin(names, at, candidate)).collect();
+    let symptoms = found.symptoms.iter().take(SYMPTOMS_MAX).map(|s| symptom(names, s)).collect();
+    let rejected = found
+        .candidates
+        .iter()
+        .skip(1)
+        .take(ORIGINS_MAX)
+        .map(|c| noun::Rejected { service: names.node(c.node).service.name.clone(), reason: why_not(names, c, &found.candidates[0]) })
+        .collect();
+    noun::Diagnosis {
+        origins,
+        hops: hops(observed, found, before, after),
+        symptoms,
+        rejected,
+        confidence: confidence(&found.candidates).to_owned(),
+    }
+}
+
+pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> noun::Incident {
+    let (before, after) = (incident.baseline(), incident.windows(until));
+    let found = Diagnosis { candidates: incident.candidates.clone(), symptoms: incident.symptoms.clone() };
+    let diagnosis = diagnosis(observed, &found, &before, &after);
+    let impact = impact(observed, &found, &before, &after);
+    noun::Incident {
+        id: incident.id.clone(),
+        opened_at: incident.opened_at,
+        onset: incident.onset,
+        closed_at: incident.closed_at,
+        revision: incident.revision,
+        title: sentence(observed, &found, &impact, incident.onset),
+        diagnosis,
+        impact,
+        trigger: None,
+    }
+}
+
+fn origin(names: &Names, at: usize, candidate: &Candidate) -> noun::Origin {
+    let node = names.node(candidate.node);
+    let operation = candidate.evidence.iter().find(|s| s.signal == Signal::OwnTime).map(|s| s.what.clone());
+    noun::Origin {
+        rank: at as u32 + 1,
+        node: node.id(),
+        service: node.service.name.clone(),
+        namespace: node.service.namespace.clone(),
+        environment: node.service.environment.clone(),
+        operation,
+        instance: None,
+        version: None,
+        kind: node.kind.name().to_owned(),
+        score: rounded(candidate.score),
+        reasons: candidate.evidence.iter().take(REASONS_MAX).map(|s| reason(names, s)).collect(),
+    }
+}
+
+fn symptom(names: &Names, s: &Symptom) -> noun::Symptom {
+    let node = names.node(s.node);
+    noun::Symptom {
+        node: node.id(),
+        service: node.service.name.clone(),
+        signal: signal_name(s.signal).to_owned(),
+        what: reason(names, s),
+        score: rounded(s.score),
+        harm: rounded(s.harm),
+        before: rounded(s.before),
+        after: rounded(s.after),
+        unit: s.unit.to_owned(),
+        n_before: s.n.0,
+        n_after: s.n.1,
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return 0.0;
+    }
+    let scale = 10f64.powf(4.0 - value.abs().log10().ceil());
+    (value * scale).round() / scale
+}
+
+fn signal_name(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Errors => "errors",
+        Signal::OwnTime => "own_time",
+        Signal::Wait => "wait",
+        Signal::ErrorLogs => "error_logs",
+        Signal::Shape => "shape",
+        Signal::Resource => "resource",
+        Signal::MetricLatency => "metric_latency",
+        Signal::MetricErrors => "metric_errors",
+    }
+}
+
+/// A time as a person says it.
+pub fn seconds(value: f64) -> String {
+    match value {
+        v if v < 0.001 => format!("{:.0} µs", v * 1e6),
+        v if v < 0.1 => format!("{:.1} ms", v * 1e3),
+        v if v < 1.0 => format!("{:.0} ms", v * 1e3),
+        v => format!("{v:.1} s"),
+    }
+}
+
+pub fn percent(share: f64) -> String {
+    match share * 100.0 {
+        p if p > 0.0 && p < 1.0 => format!("{p:.1} %"),
+        p => format!("{p:.0} %"),
+    }
+}
+
+/// What a symptom says, in a clause.
+fn clause(names: &Names, s: &Symptom) -> String {
+    let values = |f: &dyn Fn(f64) -> String| (f(s.before), f(s.after));
+    match s.signal {
+        Signal::Errors => {
+            let (before, after) = values(&percent);
+            match s.from {
+                Some(from) => format!("{after} of the calls from {} fail ({before} before)", names.node(from).service.name),
+                None => format!("fails in {after} of its work ({before} before)"),
+            }
+        }
+        Signal::OwnTime => {
+            let (before, after) = values(&seconds);
+            format!("takes {after} by itself in {} ({before} before)", s.what)
+        }
+        Signal::Wait => {
+            let (before, after) = values(&seconds);
+            let from = s.from.map_or("", |from| &names.node(from).service.name);
+            format!("calls from {from} to {} wait {after} ({before} before)", names.node(s.node).service.name)
+        }
+        Signal::ErrorLogs => format!("logs {:.2} errors a second ({:.2} before)", s.after, s.before),
+        Signal::Shape => {
+            let (before, after) = values(&percent);
+            format!("{after} of its requests reach {} ({before} before)", s.what)
+        }
+        Signal::Resource => format!("{} is at {} ({} before)", s.what, rounded(s.after), rounded(s.before)),
+        Signal::MetricLatency => {
+            let (before, after) = values(&seconds);
+            format!("takes {after} by its metrics ({before} before)")
+        }
+        Signal::MetricErrors => {
+            let (before, after) = values(&percent);
+            format!("fails {after} of its requests by its metrics ({before} before)")
+        }
+    }
+}
+
+fn reason(names: &Names, s: &Symptom) -> String {
+    format!("{}; {:.1} deviations, n = {}, {} before", clause(names, s), s.score.min(9999.0), s.n.1, s.n.0)
+}
+
+fn why_not(names: &Names, candidate: &Candidate, best: &Candidate) -> String {
+    match candidate.explained_by {
+        Some(by) => format!("explained by {}, which it calls and which is about as sick", names.node(by).service.name),
+        None if candidate.score <= 0.0 => "a resource is under load, and no request is hurt by it".to_owned(),
+        None => format!(
+            "harms {} requests a second by itself, {} harms {}",
+            rounded(candidate.score),
+            names.node(best.node).service.name,
+            rounded(best.score)
+        ),
+    }
+}
+
+/// `high` must be right: one candidate that nothing explains, far ahead of the next, on enough requests.
+fn confidence(candidates: &[Candidate]) -> &'static str {
+    let mut own = candidates.iter().filter(|c| c.explained_by.is_none() && c.score > 0.0);
+    let Some(first) = own.next() else { return "not enough evidence" };
+    let second = own.next().map_or(0.0, |c| c.score);
+    let sure = first.evidence.first().is_some_and(|s| s.score >= 12.0 && s.n.1 >= 10);
+    if first.score >= 3.0 * second && sure {
+        "high"
+    } else if first.score >= 1.5 * second {
+        "medium"
+    } else {
+        "low"
+    }
+}
+
+fn mean_ns(cell: &Cell) -> f64 {
+    cell.sum_ns as f64 / f64::from(cell.count.max(1))
+}
+
+/// When a series left its level: a cumulative sum over its windows, walked back to its last zero (Page 1954).
+pub fn onset_of(series: &Series, before: &Range<WindowNo>, until: WindowNo, value: impl Fn(&Cell) -> f64, floor: f64) -> Option<WindowNo> {
+    let mut old: Vec<f64> = series.range(before.start, before.end).map(|(_, cell)| value(cell)).collect();
+    if old.len() < 3 {
+        return None;
+    }
+    let level = median(&mut old);
+    let mut deviations: Vec<f64> = old.iter().map(|v| (v - level).abs()).collect();
+    let scale = (1.4826 * median(&mut deviations)).max(0.1 * level).max(floor);
+    let (mut sum, mut zero, mut alarmed) = (0.0f64, before.end.saturating_sub(6), false);
+    for (at, cell) in series.range(before.end.saturating_sub(6), until) {
+        sum = (sum + ((value(cell) - level) / scale).clamp(-8.0, 8.0) - 2.0).max(0.0);
+        alarmed |= sum > 4.0;
+        if alarmed {
+            break;
+        }
+        if sum == 0.0 {
+            zero = at + 1;
+        }
+    }
+    alarmed.then_some(zero)
+}
+
+/// Who waits for or fails by whom: the calls to a sick node that changed, then the calls to their callers, and so on.
+fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> Vec<noun::Hop> {
+    let Some(origin) = found.candidates.first() else { return Vec::new() };
+    let mut callers: HashMap<NodeId, Vec<(NodeId, &Series)>> = HashMap::new();
+    for (subject, series) in &observed.windows.series {
+        if let Subject::Call { from, to } = subject {
+            callers.entry(*to).or_default().push((*from, series));
+        }
+    }
+    callers.values_mut().for_each(|callers| callers.sort_unstable_by_key(|(from, _)| *from));
+    let start = u64::from(after.start) * WINDOW;
+    let mut hops = Vec::new();
+    let mut seen: HashSet<NodeId> = HashSet::from([origin.node]);
+    let mut front = vec![origin.node];
+    while let Some(node) = front.pop() {
+        for (from, series) in callers.get(&node).into_iter().flatten() {
+            let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
+            if is.count == 0 || was.count == 0 {
+                continue;
+            }
+            let (failing0, failing1) = (f64::from(was.errors) / f64::from(was.count), f64::from(is.errors) / f64::from(is.count));
+            let slow = onset_of(series, before, after.end, mean_ns, 1e6);
+            let fails = onset_of(series, before, after.end, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02);
+            let Some(onset) = [slow, fails].into_iter().flatten().min() else { continue };
+            let what = if failing1 > failing0 + 0.02 {
+                format!("{} of its calls fail ({} before)", percent(failing1), percent(failing0))
+            } else {
+                format!("its calls take {} ({} before)", seconds(mean_ns(&is) / 1e9), seconds(mean_ns(&was) / 1e9))
+            };
+            let onset = u64::from(onset) * WINDOW;
+            let name = |node: NodeId| observed.names.node(node).service.name.clone();
+            hops.push(noun::Hop { from: name(node), to: name(*from), onset, lag_s: (onset as f64 - start as f64) / 1e9, what });
+            if seen.insert(*from) {
+                front.push(*from);
+            }
+        }
+    }
+    hops.sort_by(|a, b| a.onset.cmp(&b.onset).then_with(|| (&a.from, &a.to).cmp(&(&b.from, &b.to))));
+    hops.truncate(HOPS_MAX);
+    hops
+}
+
+/// Nodes that take requests in and that nobody calls.
+pub fn entry_points(observed: &Observed) -> Vec<NodeId> {
+    let called: HashSet<NodeId> = observed.edges().into_iter().filter(|(from, to)| from != to).map(|(_, to)| to).collect();
+    let mut entries: Vec<NodeId> = observed
+        .windows
+        .series
+        .keys()
+        .filter_map(|subject| match subject {
+            Subject::Request { node, .. } => Some(*node),
+            _ => None,
+        })
+        .filter(|node| !called.contains(node) && observed.names.node(*node).kind == NodeKind::Service)
+        .collect();
+    entries.sort_unstable();
+    entries.dedup();
+    entries
+}
+
+fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> noun::Impact {
+    let mut impact = noun::Impact::default();
+    let entries = entry_points(observed);
+    let mut hurt = 0.0;
+    for (subject, series) in &observed.windows.series {
+        let Subject::Request { node, operation } = subject else { continue };
+        if !entries.contains(node) {
+            continue;
+        }
+        let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
+        if is.count == 0 {
+            continue;
+        }
+        let failing = (f64::from(is.errors) / f64::from(is.count) - f64::from(was.errors) / f64::from(was.count.max(1))).max(0.0);
+        let slower = if was.count == 0 { 0.0 } else { (1.0 - mean_ns(&was) / mean_ns(&is).max(1.0)).clamp(0.0, 1.0) };
+        let slower = if slower > 0.33 { slower } else { 0.0 };
+        impact.requests += u64::from(is.count);
+        impact.failed += u64::from(is.errors);
+        let part = failing.max(slower);
+        hurt += part * f64::from(is.count);
+        if part > 0.05 {
+            let (node, operation) = (observed.names.node(*node), observed.names.text_of(*operation));
+            impact.entry_points.push(format!("{} {operation}", node.service.name));
+        }
+    }
+    impact.entry_points.sort();
+    impact.entry_points.truncate(20);
+    impact.share = if impact.requests == 0 { 0.0 } else { rounded(hurt / impact.requests as f64) };
+    let _ = found;
+    impact
+}
+
+fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset: u64) -> String {
+    let names = &observed.names;
+    let Some(first) = found.candidates.first() else { return "Something changed, and there is not enough evidence to say what".to_owned() };
+    let evidence = first.evidence.iter().find(|s| s.harm > 0.0 && s.signal != Signal::Resource).or(first.evidence.first());
+    let what = evidence.map_or(String::new(), |s| clause(names, s));
+    let name = &names.node(first.node).service.name;
+    let at = (onset / 1_000_000_000) % 86_400;
+    let since = format!("{:02}:{:02}:{:02}", at / 3600, at / 60 % 60, at % 60);
+    let subject = match evidence.map(|s| s.signal) {
+        Some(Signal::Wait) if evidence.is_some_and(|s| s.node == first.node) => format!("{name}: {what}"),
+        Some(Signal::Wait) => format!("{name} is slow to be answered: {what}"),
+        Some(Signal::Errors) if evidence.is_some_and(|s| s.from.is_some()) => format!("{name}: {what}"),
+        Some(Signal::Shape) => format!("{name} works otherwise: {what}"),
+        _ => format!("{name} {what}"),
+    };
+    let hurt = match impact.entry_points.as_slice() {
+        [] => String::new(),
+        [one] => format!("; {} of the requests are hurt, through {one}", percent(impact.share)),
+        [one, rest @ ..] => format!("; {} of the requests are hurt, through {one} and {} more", percent(impact.share), rest.len()),
+    };
+    format!("{subject}, since {since}{hurt}")
+}
+
+/// Who called whom between two times.
+pub fn topology(observed: &Observed, from: u64, to: u64) -> noun::Topology {
+    let range = (from / WINDOW) as WindowNo..to.div_ceil(WINDOW) as WindowNo;
+    let mut nodes: HashSet<NodeId> = HashSet::new();
+    let mut edges: Vec<((NodeId, NodeId), noun::TopologyEdge)> = Vec::new();
+    let id = |node: NodeId| observed.names.node(node).id();
+    for (subject, series) in &observed.windows.series {
+        match *subject {
+            Subject::Call { from, to } => {
+                let total = series.total(range.start, range.end);
+                if total.count == 0 {
+                    continue;
+                }
+                let gap = observed.windows.get(&Subject::Wait { from, to }).map_or(Cell::default(), |s| s.total(range.start, range.end));
+                nodes.extend([from, to]);
+                let kind = match observed.names.node(to).kind {
+                    NodeKind::Database | NodeKind::Cache => "database",
+                    NodeKind::Queue => "messaging",
+                    NodeKind::Service | NodeKind::External => "http",
+                };
+                edges.push((
+                    (from, to),
+                    noun::TopologyEdge {
+                        from: id(from),
+                        to: id(to),
+                        kind: kind.to_owned(),
+                        calls: total.count.into(),
+                        errors: total.errors.into(),
+                        attempts: total.count.into(),
+                        mean_ms: rounded(mean_ns(&total) / 1e6),
+                        gap_ms: rounded(mean_ns(&gap) / 1e6),
+                    },
+                ));
+            }
+            Subject::Request { node, .. } if series.total(range.start, range.end).count > 0 => {
+                nodes.insert(node);
+            }
+            _ => {}
+        }
+    }
+    for ((from, to), seen) in &observed.windows.told_edges {
+        if *seen >= range.start as u64 * WINDOW && !edges.iter().any(|(key, _)| key == &(*from, *to)) {
+            nodes.extend([*from, *to]);
+            edges.push(((*from, *to), noun::TopologyEdge { from: id(*from), to: id(*to), kind: "other".to_owned(), ..Default::default() }));
+        }
+    }
+    edges.sort_by(|a, b| (&a.1.from, &a.1.to).cmp(&(&b.1.from, &b.1.to)));
+    let mut nodes: Vec<noun::TopologyNode> = nodes
+        .into_iter()
+        .map(|node| {
+            let node = observed.names.node(node);
+            noun::TopologyNode {
+                id: node.id(),
+                name: node.service.name.clone(),
+                namespace: node.service.namespace.clone(),
+                environment: node.service.environment.clone(),
+                kind: node.kind.name().to_owned(),
+                status: "unknown".to_owned(),
+            }
+        })
+        .collect();
+    nodes.sort_by(|a, b| a.id.cmp(&b.id));
+    noun::Topology { nodes, edges: edges.into_iter().map(|(_, edge)| edge).collect() }
+}

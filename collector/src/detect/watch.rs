@@ -1,0 +1,233 @@
+//! The outer ring of detection: a thread that takes accepted batches, follows event time, judges each window once all of it can have arrived,
+//! and keeps what it finds in the store. Also answers what was asked of it: the map, and what was wrong in a window.
+
+use super::incidents::Incidents;
+use super::windows::WindowNo;
+use super::{BASELINE, Observed, describe};
+use firstfall_store::batch::Batch;
+use firstfall_store::incident::{Diagnosis, IncidentState, Topology};
+use firstfall_store::query::Budget;
+use firstfall_store::rollup::WINDOW;
+use firstfall_store::{Error, Reader, Signal, Tap};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const SECOND: u64 = 1_000_000_000;
+/// How late an item may come and still be judged in its window: SDKs send spans every five seconds.
+pub const ALLOWANCE: u64 = 10 * SECOND;
+/// Without input for so long event time goes on with the wall clock: silence is information.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Batches that wait to be looked at. Past it they are not looked at, and counted: detection may be late, ingest may not.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Windows that are kept: a baseline, an incident of an hour, and some.
+const KEPT: u32 = 720;
+/// A jump of event time over more windows than this (four hours) is not walked through.
+const JUMP_MAX: u32 = 1440;
+/// Metrics are read so far back for a question about the past: their points may be minutes apart.
+const METRIC_HISTORY: u64 = 13 * 3600 * SECOND;
+
+#[derive(Default)]
+struct Waiting {
+    batches: VecDeque<Arc<Batch>>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+    observed: Mutex<Observed>,
+    stop: AtomicBool,
+    /// Batches that were not looked at because too many waited.
+    missed: AtomicU64,
+}
+
+/// Where batches go in.
+#[derive(Clone, Default)]
+pub struct Inlet {
+    shared: Arc<Shared>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inlet {
+    pub fn tap(&self) -> Tap {
+        let shared = self.shared.clone();
+        Tap(Some(Arc::new(move |batch| {
+            let mut waiting = lock(&shared.waiting);
+            if waiting.bytes > WAITING_BYTES_MAX {
+                shared.missed.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            waiting.bytes += batch.byte_len();
+            waiting.batches.push_back(batch.clone());
+            drop(waiting);
+            shared.arrived.notify_one();
+        })))
+    }
+
+    /// Begins to watch; what the store holds of the last while is looked at first.
+    pub fn watch(self, reader: Reader) -> std::io::Result<Watch> {
+        let shared = self.shared.clone();
+        let own = reader.clone();
+        let thread = std::thread::Builder::new().name("detect".to_owned()).spawn(move || Watcher::new(shared, own).run())?;
+        Ok(Watch { shared: self.shared, reader, thread: Mutex::new(Some(thread)) })
+    }
+}
+
+/// A running detection.
+pub struct Watch {
+    shared: Arc<Shared>,
+    reader: Reader,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl firstfall_dashboard::Insight for Watch {
+    fn topology(&self, from: u64, to: u64) -> Topology {
+        describe::topology(&lock(&self.shared.observed), from, to)
+    }
+
+    /// What was wrong between two times. Reads the past from the store, so it can be asked about any time that is kept.
+    fn diagnose(&self, from: u64, to: u64, budget: &Budget) -> Result<Diagnosis, Error> {
+        let mut observed = Observed::default();
+        let margin = 60 * SECOND;
+        for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
+            let back = if signal == Signal::Metrics { METRIC_HISTORY } else { BASELINE };
+            self.reader.history(signal, from.saturating_sub(back), to.saturating_add(margin), budget, |earliest, batch| {
+                // Traces of which nothing has come for two minutes are whole; logs wait for theirs.
+                if signal == Signal::Traces {
+                    observed.settle(earliest.saturating_sub(2 * margin));
+                }
+                observed.add(batch);
+            })?;
+        }
+        observed.settle(u64::MAX);
+        let stretches = Observed::stretches(from, to);
+        let found = observed.compare(&stretches);
+        Ok(describe::diagnosis(&observed, &found, &stretches.before, &stretches.after))
+    }
+}
+
+impl Watch {
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.arrived.notify_all();
+        if let Some(thread) = lock(&self.thread).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the detection thread panicked");
+        }
+    }
+
+    pub fn missed(&self) -> u64 {
+        self.shared.missed.load(Ordering::Relaxed)
+    }
+}
+
+struct Watcher {
+    shared: Arc<Shared>,
+    reader: Reader,
+    incidents: Incidents,
+    /// The next window to judge.
+    next: Option<WindowNo>,
+    watermark: u64,
+    /// When the watermark last moved by input.
+    moved: Instant,
+}
+
+impl Watcher {
+    fn new(shared: Arc<Shared>, reader: Reader) -> Watcher {
+        Watcher { shared, reader, incidents: Incidents::default(), next: None, watermark: 0, moved: Instant::now() }
+    }
+
+    fn run(mut self) {
+        self.remember();
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let batches = {
+                let mut waiting = lock(&self.shared.waiting);
+                if waiting.batches.is_empty() {
+                    waiting =
+                        self.shared.arrived.wait_timeout(waiting, Duration::from_millis(500)).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                waiting.bytes = 0;
+                std::mem::take(&mut waiting.batches)
+            };
+            for batch in batches {
+                lock(&self.shared.observed).add(&batch);
+                self.advance();
+            }
+            self.advance();
+        }
+    }
+
+    /// What the store holds of the last three quarters of an hour, so that a restart forgets nothing.
+    fn remember(&mut self) {
+        let newest = self.reader.newest();
+        if newest == 0 {
+            return;
+        }
+        let from = newest.saturating_sub(BASELINE + BASELINE / 2);
+        for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
+            let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |_, batch| {
+                lock(&self.shared.observed).add(batch);
+            });
+            if let Err(error) = result {
+                tracing::warn!(%error, "detection begins without all of its history");
+            }
+        }
+        self.next = Some((from / WINDOW) as WindowNo);
+        self.advance();
+        // What was open, and is not found again, has ended while nobody looked.
+        let found: Vec<String> = self.incidents.all.iter().map(|i| i.id.clone()).collect();
+        let open = self.reader.incidents(IncidentState::Open, 0, u64::MAX, 1000).unwrap_or_default();
+        for mut incident in open.into_iter().filter(|i| !found.contains(&i.id)) {
+            incident.closed_at = Some(newest.max(incident.onset));
+            incident.revision += 1;
+            if let Err(error) = self.reader.keep_incident(&incident, newest) {
+                tracing::warn!(%error, incident = incident.id, "cannot keep an incident");
+            }
+        }
+    }
+
+    /// Judges every window that is complete by now.
+    fn advance(&mut self) {
+        let shared = self.shared.clone();
+        let mut observed = lock(&shared.observed);
+        let newest = observed.watermark();
+        if newest > self.watermark {
+            self.watermark = newest;
+            self.moved = Instant::now();
+        }
+        if self.watermark == 0 {
+            return;
+        }
+        let silent = self.moved.elapsed();
+        let time = if silent > SILENCE { self.watermark + silent.as_nanos() as u64 } else { self.watermark };
+        let complete = (time.saturating_sub(ALLOWANCE) / WINDOW) as WindowNo;
+        let next = self.next.get_or_insert_with(|| (newest.saturating_sub(60 * SECOND) / WINDOW) as WindowNo);
+        if complete.saturating_sub(*next) > JUMP_MAX {
+            *next = complete - JUMP_MAX;
+        }
+        while *next < complete {
+            observed.settle(u64::from(*next + 1) * WINDOW);
+            let window = *next;
+            *next += 1;
+            for at in self.incidents.step(&observed, window) {
+                let incident = describe::incident(&observed, &self.incidents.all[at], window);
+                tracing::info!(id = incident.id, revision = incident.revision, open = incident.closed_at.is_none(), "{}", incident.title);
+                if let Err(error) = self.reader.keep_incident(&incident, u64::from(window + 1) * WINDOW) {
+                    tracing::warn!(%error, incident = incident.id, "cannot keep an incident");
+                }
+            }
+            if window.is_multiple_of(30) {
+                observed.windows.forget_before(window.saturating_sub(KEPT));
+                self.incidents.forget_before(window.saturating_sub(KEPT));
+            }
+        }
+    }
+}

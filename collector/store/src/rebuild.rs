@@ -1,0 +1,86 @@
+//! Batches made again of rows that lie in blocks: for merging blocks, and for those who read history as it came in.
+
+use crate::batch::Batch;
+use crate::builder::{BatchBuilder, Row};
+use crate::partition::{BlockInfo, Partition};
+use crate::query::{Budget, Item, Source};
+use crate::{Error, Nanos, Reader, Signal};
+use std::sync::Arc;
+
+/// Makes a batch of items that came out of blocks.
+struct Rebuilder {
+    builder: BatchBuilder,
+    contexts: hashbrown::HashMap<(crate::Service, Vec<u8>, Vec<u8>), u32>,
+}
+
+impl Rebuilder {
+    fn new(signal: Signal, rows: usize) -> Rebuilder {
+        Rebuilder { builder: BatchBuilder::new(signal, rows * 400, Arc::new(|_| 0)), contexts: hashbrown::HashMap::new() }
+    }
+
+    fn push(&mut self, item: &Item) {
+        use crate::value::Stored;
+        let key = (item.service.clone(), item.resource.to_bytes(), item.scope.to_bytes());
+        let builder = &mut self.builder;
+        let context = *self.contexts.entry(key).or_insert_with_key(|(service, resource, scope)| {
+            let resource = builder.resource(service, resource);
+            let scope = builder.scope(scope);
+            builder.context(resource, scope)
+        });
+        let checked = "it came out of a store, where every string is UTF-8";
+        builder.place(context, item.kind, item.name.as_bytes()).expect(checked);
+        item.push_values(builder).expect(checked);
+        builder.finish_row(Row {
+            trace: item.trace_id.unwrap_or_default().0,
+            span: item.span_id.0,
+            parent: item.parent_span_id.0,
+            time: item.time,
+            duration: item.duration,
+            marks: item.marks,
+        });
+    }
+}
+
+/// All rows of some blocks as one batch.
+pub(crate) fn batch_of(reader: &Reader, partition: &Arc<Partition>, blocks: &[Arc<BlockInfo>]) -> Result<Batch, Error> {
+    let rows: usize = blocks.iter().map(|b| b.rows).sum();
+    let mut rebuilder = Rebuilder::new(partition.signal, rows);
+    for block in blocks {
+        reader.each_item_of_block(partition, block, |item| rebuilder.push(&item))?;
+    }
+    Ok(rebuilder.builder.finish())
+}
+
+impl Reader {
+    /// Everything of a signal that may lie between two times, in the order of its earliest time, batch by batch, with that time. A batch may hold
+    /// rows outside of the range.
+    pub fn history(
+        &self,
+        signal: Signal,
+        from: Nanos,
+        to: Nanos,
+        budget: &Budget,
+        mut each: impl FnMut(Nanos, &Batch),
+    ) -> Result<(), Error> {
+        let mut sources: Vec<((Nanos, Nanos), Source)> = self
+            .sources(signal)
+            .into_iter()
+            .map(|source| (source.times(), source))
+            .filter(|((min, max), _)| *min <= to && *max >= from)
+            .collect();
+        sources.sort_by_key(|(times, _)| *times);
+        for ((earliest, _), source) in sources {
+            budget.check()?;
+            match source {
+                Source::Live(batch) => each(earliest, &batch),
+                Source::Block { partition, block } => each(earliest, &batch_of(self, &partition, &[block])?),
+            }
+        }
+        Ok(())
+    }
+
+    /// The latest time of any row that is stored.
+    pub fn newest(&self) -> Nanos {
+        Signal::ALL.into_iter().flat_map(|signal| self.sources(signal)).map(|source| source.times().1).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,98 @@
+//! `GET /api/v1/incidents`, `…/{id}`, `GET /api/v1/diagnosis`, `GET /api/v1/topology`: what fell first, and who calls whom.
+
+use super::respond;
+use crate::App;
+use crate::ask::{Query, ask};
+use crate::error::ApiError;
+use crate::times;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use firstfall_store::incident::{Diagnosis, Hop, Incident, IncidentState};
+use serde_json::{Value as Json, json};
+
+pub fn state_of(query: &Query) -> Result<IncidentState, ApiError> {
+    match query.get("state") {
+        None | Some("all") => Ok(IncidentState::All),
+        Some("open") => Ok(IncidentState::Open),
+        Some("closed") => Ok(IncidentState::Closed),
+        Some(other) => Err(ApiError::bad_request(format!("state: {other:?} is none of open, closed, all"))),
+    }
+}
+
+fn hop_json(hop: &Hop) -> Json {
+    json!({"from": hop.from, "to": hop.to, "onset": times::rfc3339(hop.onset), "lag_s": hop.lag_s, "what": hop.what})
+}
+
+fn incident_json(incident: &Incident) -> Json {
+    json!({
+        "id": incident.id,
+        "state": if incident.closed_at.is_some() { "closed" } else { "open" },
+        "opened_at": times::rfc3339(incident.opened_at),
+        "onset": times::rfc3339(incident.onset),
+        "closed_at": incident.closed_at.map(times::rfc3339),
+        "revision": incident.revision,
+        "title": incident.title,
+        "confidence": incident.diagnosis.confidence,
+        "origins": incident.diagnosis.origins,
+        "hops": incident.diagnosis.hops.iter().map(hop_json).collect::<Vec<_>>(),
+        "impact": incident.impact,
+        "trigger": incident.trigger,
+    })
+}
+
+pub async fn list(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let (state, limit) = (state_of(&query)?, query.limit(100, 1000)?);
+    let incidents = ask(&app, move |reader, _| reader.incidents(state, range.from, range.to, limit)).await?;
+    Ok(respond(&json!({"incidents": incidents.iter().map(incident_json).collect::<Vec<_>>()})))
+}
+
+pub async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let wanted = id.clone();
+    let found = ask(&app, move |reader, _| Ok((reader.incident(&wanted)?, reader.incident_revisions(&wanted)?))).await?;
+    let (Some(incident), revisions) = found else {
+        return Err(ApiError::not_found(format!("there is no incident {id:?}")));
+    };
+    let mut answer = incident_json(&incident);
+    answer["symptoms"] = json!(incident.diagnosis.symptoms);
+    answer["evidence"] = json!(incident.diagnosis.origins.first().map(|o| &o.reasons));
+    answer["rejected"] = json!(incident.diagnosis.rejected);
+    answer["changes"] = json!([]);
+    answer["timeline"] = revisions
+        .iter()
+        .map(|(at, i)| json!({"time": times::rfc3339(*at), "revision": i.revision, "title": i.title, "origin": i.diagnosis.origins.first().map(|o| &o.service)}))
+        .collect();
+    Ok(respond(&answer))
+}
+
+fn diagnosis_json(diagnosis: &Diagnosis) -> Json {
+    json!({
+        "origins": diagnosis.origins,
+        "hops": diagnosis.hops.iter().map(hop_json).collect::<Vec<_>>(),
+        "symptoms": diagnosis.symptoms,
+        "rejected": diagnosis.rejected,
+        "confidence": diagnosis.confidence,
+    })
+}
+
+pub async fn diagnosis(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let insight = app.insight.clone();
+    let diagnosis = ask(&app, move |_, budget| insight.diagnose(range.from, range.to, budget)).await?;
+    Ok(respond(&diagnosis_json(&diagnosis)))
+}
+
+pub async fn topology(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+    let range = query.range()?;
+    let insight = app.insight.clone();
+    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(60_000_000_000)))).await?;
+    let edges: Vec<Json> = topology
+        .edges
+        .iter()
+        .map(|e| {
+            json!({"from": e.from, "to": e.to, "kind": e.kind, "calls": e.calls, "errors": e.errors, "attempts": e.attempts,
+                "latency_ms": {"mean": e.mean_ms, "unexplained": e.gap_ms}})
+        })
+        .collect();
+    Ok(respond(&json!({"nodes": topology.nodes, "edges": edges})))
+}
