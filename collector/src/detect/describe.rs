@@ -138,7 +138,7 @@ fn clause(names: &Names, s: &Symptom) -> String {
             let (before, after) = values(&percent);
             match s.from {
                 Some(from) => format!("{after} of the calls from {} fail ({before} before)", names.node(from).service.name),
-                None => format!("fails in {after} of its work ({before} before)"),
+                None => format!("fails {after} of its requests by itself ({before} before)"),
             }
         }
         Signal::OwnTime => {
@@ -203,13 +203,27 @@ fn mean_ns(cell: &Cell) -> f64 {
     cell.sum_ns as f64 / f64::from(cell.count.max(1))
 }
 
+/// When calls began to take longer.
+pub fn slow_since(series: &Series, before: &Range<WindowNo>, until: WindowNo) -> Option<WindowNo> {
+    onset_of(series, before, until, mean_ns, 1e6, None)
+}
+
+/// When calls began to fail. Where nothing is known of before, none did.
+pub fn failing_since(series: &Series, before: &Range<WindowNo>, until: WindowNo) -> Option<WindowNo> {
+    onset_of(series, before, until, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02, Some(0.0))
+}
+
 /// When a series left its level: a cumulative sum over its windows, walked back to its last zero (Page 1954).
-pub fn onset_of(series: &Series, before: &Range<WindowNo>, until: WindowNo, value: impl Fn(&Cell) -> f64, floor: f64) -> Option<WindowNo> {
+fn onset_of(
+    series: &Series,
+    before: &Range<WindowNo>,
+    until: WindowNo,
+    value: impl Fn(&Cell) -> f64,
+    floor: f64,
+    unknown: Option<f64>,
+) -> Option<WindowNo> {
     let mut old: Vec<f64> = series.range(before.start, before.end).map(|(_, cell)| value(cell)).collect();
-    if old.len() < 3 {
-        return None;
-    }
-    let level = median(&mut old);
+    let level = if old.len() < 3 { unknown? } else { median(&mut old) };
     let mut deviations: Vec<f64> = old.iter().map(|v| (v - level).abs()).collect();
     let scale = (1.4826 * median(&mut deviations)).max(0.1 * level).max(floor);
     let (mut sum, mut zero, mut alarmed) = (0.0f64, before.end.saturating_sub(6), false);
@@ -243,12 +257,12 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
     while let Some(node) = front.pop() {
         for (from, series) in callers.get(&node).into_iter().flatten() {
             let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
-            if is.count == 0 || was.count == 0 {
+            if is.count == 0 {
                 continue;
             }
-            let (failing0, failing1) = (f64::from(was.errors) / f64::from(was.count), f64::from(is.errors) / f64::from(is.count));
-            let slow = onset_of(series, before, after.end, mean_ns, 1e6);
-            let fails = onset_of(series, before, after.end, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02);
+            let (failing0, failing1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count));
+            let slow = slow_since(series, before, after.end);
+            let fails = failing_since(series, before, after.end);
             let Some(onset) = [slow, fails].into_iter().flatten().min() else { continue };
             let what = if failing1 > failing0 + 0.02 {
                 format!("{} of its calls fail ({} before)", percent(failing1), percent(failing0))

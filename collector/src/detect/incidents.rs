@@ -3,7 +3,7 @@
 //!
 //! `step` is called once for each window, in order, when all of it can have arrived. It is a pure function of what was observed.
 
-use super::describe::onset_of;
+use super::describe::{failing_since, slow_since};
 use super::judge::{Signal, Stretches, Symptom};
 use super::names::NodeId;
 use super::rank::Candidate;
@@ -99,7 +99,7 @@ impl Incidents {
         }
         let start = window.saturating_sub(RECENT - 1);
         let before = start.saturating_sub(BASELINE_MAX).max(first)..start;
-        if before.len() < BASELINE_MIN as usize {
+        if window < first + RECENT {
             return changed;
         }
         let diagnosis = compare(observed, before.clone(), start..window + 1);
@@ -203,6 +203,10 @@ fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
     candidate.explained_by.is_none()
         && candidate.evidence.iter().any(|s| {
             let least = if s.signal.is_of_points() { HARMED_MIN / 600.0 } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
+            // Before there is a baseline only the objective speaks: failures.
+            if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
+                return false;
+            }
             let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
             known && s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
         })
@@ -224,14 +228,8 @@ fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, wi
             _ => false,
         };
         let all = &observed.windows.series;
-        let slow = all
-            .iter()
-            .filter(|(subject, _)| timed(subject))
-            .filter_map(|(_, series)| onset_of(series, &before, window + 1, |c| c.sum_ns as f64 / f64::from(c.count.max(1)), 5e5));
-        let fails = all
-            .iter()
-            .filter(|(subject, _)| failing(subject))
-            .filter_map(|(_, series)| onset_of(series, &before, window + 1, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02));
+        let slow = all.iter().filter(|(subject, _)| timed(subject)).filter_map(|(_, series)| slow_since(series, &before, window + 1));
+        let fails = all.iter().filter(|(subject, _)| failing(subject)).filter_map(|(_, series)| failing_since(series, &before, window + 1));
         slow.chain(fails).min()
     });
     u64::from(onset.unwrap_or(window.saturating_sub(RECENT + STEPS_TO_OPEN - 2))) * WINDOW

@@ -1,7 +1,7 @@
 //! Joins the spans of a trace, which arrive from many services, and counts what only the whole says: own time, errors that began
 //! here, who called whom, and what a request reached.
 
-use super::facts::{CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
+use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
 use super::windows::{Cell, Event, LogClass, Subject, Windows};
 use hashbrown::{HashMap, HashSet};
@@ -143,7 +143,11 @@ fn count(trace: &Trace, windows: &mut Windows) {
         .enumerate()
         .map(|(at, span)| {
             let callee = tree.children[at].iter().map(|child| trace.spans[*child].node).find(|node| *node != span.node);
-            callee.or(span.peer.filter(|_| span.kind != CONSUMER))
+            let peer = span.peer.filter(|_| span.kind != CONSUMER);
+            if let (Some(callee), Some(address), CLIENT) = (callee, peer, span.kind) {
+                windows.learn_address(address, callee, span.end);
+            }
+            callee.or(peer.map(|peer| windows.node_at(peer, span.end)))
         })
         .collect();
     // When a part of a request was waiting for calls, by its top span.

@@ -123,13 +123,17 @@ fn above(before: &[f64], after: &[f64]) -> f64 {
     (wins - n * m / 2.0) / (n * m * (n + m + 1.0) / 12.0).sqrt()
 }
 
+/// What is expected of requests of which nothing is known yet: one in a hundred may fail (the default objective), as if seen on twenty.
+const OBJECTIVE: f64 = 0.01;
+const OBJECTIVE_WEIGHT: f64 = 20.0;
+
 /// Deviations of a share of failures from the share before.
 fn share_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
     let ((bad0, n0), (bad1, n1)) = (before, after);
     if n1 == 0.0 || bad1 == 0.0 {
         return 0.0;
     }
-    let expected = (bad0 + 0.5) / (n0 + 1.0);
+    let expected = (bad0 + OBJECTIVE * OBJECTIVE_WEIGHT) / (n0 + OBJECTIVE_WEIGHT);
     (bad1 / n1 - expected) / ((expected * (1.0 - expected)).max(1e-4) / n1).sqrt()
 }
 
@@ -345,6 +349,14 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
     }
     for ((node, from), Failures { was, is, usual }) in failures {
         let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
+        // Said of requests, where the failing spans are parts of them.
+        let per_request = |errors: u32, spans: u32, requests: u32| {
+            (f64::from(errors) / f64::from(if requests > 0 { requests } else { spans }.max(1))).min(1.0)
+        };
+        let (said0, said1) = match (from, requests.get(&node)) {
+            (None, Some((r0, r1))) => (per_request(was.errors, was.count, r0.count), per_request(is.errors, is.count, r1.count)),
+            _ => (share0, share1),
+        };
         found.push(Symptom {
             node,
             from,
@@ -352,9 +364,9 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
             what: String::new(),
             score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())),
             harm: (share1 - share0).max(0.0) * f64::from(is.count) / seconds,
-            before: share0,
-            after: share1,
-            unit: "of spans",
+            before: said0,
+            after: said1,
+            unit: "of requests",
             n: (was.count.into(), is.count.into()),
             unprecedented: usual.iter().all(|share| *share < share1),
         });

@@ -140,6 +140,8 @@ pub struct Windows {
     pub points: HashMap<(NodeId, TextId), PointSeries>,
     /// Calls that only a metric tells of.
     pub told_edges: HashMap<(NodeId, NodeId), u64>,
+    /// Which node answers at an address, as calls that arrived have shown, and when they last did. Balancers and pods reuse addresses.
+    addresses: HashMap<NodeId, (NodeId, u64)>,
     /// What was left out because there were too many subjects.
     pub left_out: u64,
 }
@@ -177,6 +179,23 @@ impl Windows {
         series.values.insert(at, (point.time, value, point.weight));
         if series.values.len() > POINTS_MAX {
             series.values.pop_front();
+        }
+    }
+
+    /// Notes that calls to an address are answered by a node.
+    pub fn learn_address(&mut self, address: NodeId, node: NodeId, time: u64) {
+        let known = self.addresses.entry(address).or_insert((node, time));
+        if time >= known.1 {
+            *known = (node, time);
+        }
+    }
+
+    /// Who is meant by an address that did not answer: whoever answered there last, within the hour.
+    pub fn node_at(&self, address: NodeId, time: u64) -> NodeId {
+        const REMEMBERED: u64 = 3600 * 1_000_000_000;
+        match self.addresses.get(&address) {
+            Some((node, seen)) if *seen + REMEMBERED >= time => *node,
+            _ => address,
         }
     }
 
