@@ -15,12 +15,14 @@ use std::ops::Range;
 /// The stretch that is compared with what came before it. Three windows: one slow garbage collection is not an incident, and half a minute is
 /// as long as a pager may wait.
 const RECENT: u32 = 3;
+/// The long stretch, for what happens too seldom to be judged in half a minute.
+const LONG: u32 = 9;
 /// Windows of data before a baseline is one (five minutes).
 const BASELINE_MIN: u32 = 30;
 /// Windows before a change of shape is believed (eight minutes): what requests reach depends on who comes by, and that changes by the minute.
 const SHAPE_BASELINE_MIN: usize = 50;
 /// … and by how much it must change.
-const SHAPE_CHANGE: f64 = 0.3;
+const SHAPE_CHANGE: f64 = 0.5;
 /// A candidate whose onset lies so long after an open incident's is another one (two minutes).
 const APART: u32 = 12;
 /// How far back a baseline reaches (half an hour).
@@ -32,6 +34,8 @@ const QUIET_TO_CLOSE: u32 = 12;
 /// A candidate opens an incident only beyond so many deviations: thousands of subjects are looked at each ten seconds, and nobody wants to
 /// be woken once a week by chance.
 const OPEN_SCORE: f64 = 12.0;
+/// With fewer deviations a node is no part of an incident.
+const SICK_SCORE: f64 = 6.0;
 /// … and when it harms at least this part of its own requests.
 const OPEN_SHARE: f64 = 0.1;
 /// … and at least so many requests of the stretch.
@@ -97,23 +101,35 @@ impl Incidents {
                 changed.push(at);
             }
         }
-        let start = window.saturating_sub(RECENT - 1);
-        let before = start.saturating_sub(BASELINE_MAX).max(first)..start;
         if window < first + RECENT {
             return changed;
         }
-        let diagnosis = compare(observed, before.clone(), start..window + 1);
+        let stretch = |length: u32| {
+            let start = window.saturating_sub(length - 1).max(first);
+            (start.saturating_sub(BASELINE_MAX).max(first)..start, start..window + 1)
+        };
         // What an open incident has touched is its own, and so is what follows it soon.
         let covered = |node: NodeId| {
             self.all
                 .iter()
-                .filter(|i| {
-                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW)
-                })
+                .filter(|i| i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW))
                 .any(|i| i.nodes.contains(&node) || window < i.onset_window() + APART)
         };
-        let found: Vec<&Candidate> =
-            diagnosis.candidates.iter().filter(|c| !covered(c.node) && opens(observed, c, start..window + 1, before.len())).collect();
+        let (mut before, mut diagnosis, mut found) = (0..0, Diagnosis::default(), Vec::new());
+        for length in [RECENT, LONG] {
+            let (baseline, present) = stretch(length);
+            diagnosis = compare(observed, baseline.clone(), present.clone());
+            found = diagnosis
+                .candidates
+                .iter()
+                .filter(|c| !covered(c.node) && opens(observed, c, present.clone(), baseline.len()))
+                .cloned()
+                .collect();
+            before = baseline;
+            if !found.is_empty() {
+                break;
+            }
+        }
         if found.is_empty() {
             self.standing = 0;
             return changed;
@@ -123,7 +139,7 @@ impl Incidents {
             return changed;
         }
         self.standing = 0;
-        let onset = onset(observed, found[0], before, window);
+        let onset = onset(observed, &found[0], before, window);
         let origin = observed.names.node(found[0].node).id();
         self.all.push(Incident {
             id: format!("{:08x}", fnv(&[&onset.to_le_bytes()[..], origin.as_bytes()].concat())),
@@ -131,7 +147,7 @@ impl Incidents {
             opened_at: u64::from(window + 1) * WINDOW,
             closed_at: None,
             revision: 1,
-            nodes: diagnosis.candidates.iter().map(|c| c.node).collect(),
+            nodes: diagnosis.candidates.iter().filter(|c| is_sick(c)).map(|c| c.node).collect(),
             candidates: diagnosis.candidates,
             symptoms: diagnosis.symptoms,
             quiet: 0,
@@ -173,7 +189,7 @@ impl Incidents {
         }
         let origin = incident.candidates.first().map(|c| c.node);
         let changed = diagnosis.candidates.first().map(|c| c.node) != origin;
-        for candidate in &diagnosis.candidates {
+        for candidate in diagnosis.candidates.iter().filter(|c| is_sick(c)) {
             if !incident.nodes.contains(&candidate.node) {
                 incident.nodes.push(candidate.node);
             }
@@ -193,6 +209,11 @@ fn compare(observed: &Observed, before: Range<WindowNo>, after: Range<WindowNo>)
     let since = u64::from(after.start) * WINDOW;
     let until = u64::from(after.end) * WINDOW;
     observed.compare(&Stretches { before, after, since, until })
+}
+
+/// Whether a node belongs to an incident: as its origin, or by a symptom that is beyond doubt.
+fn is_sick(candidate: &Candidate) -> bool {
+    candidate.evidence.iter().any(|s| s.unprecedented && s.harm > 0.0 && s.score >= SICK_SCORE)
 }
 
 /// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, which hurts more than a

@@ -180,6 +180,29 @@ fn means(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
     series.range(range.start, range.end).map(|(_, cell)| cell.sum_ns as f64 / f64::from(cell.count) / 1e9).collect()
 }
 
+/// The windows of a baseline that were sick themselves: half a minute or more in a row far above the rest. An earlier failure must not make
+/// the next one look usual; single wild windows stay, as they show what is usual.
+fn sick_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
+    const RUN: usize = 3;
+    const FAR: f64 = 12.0;
+    let level = means(series, range);
+    let (middle, deviation) = robust(&level);
+    let limit = middle + FAR * deviation.max(middle * 0.1).max(0.001);
+    let high: Vec<bool> = level.iter().map(|v| *v > limit).collect();
+    let windows: Vec<WindowNo> = series.range(range.start, range.end).map(|(window, _)| *window).collect();
+    let mut sick = Vec::new();
+    let mut at = 0;
+    while at < high.len() {
+        let run = high[at..].iter().take_while(|h| **h).count();
+        if run >= RUN {
+            sick.extend_from_slice(&windows[at..at + run]);
+        }
+        at += run.max(1);
+    }
+    // When much of the time is like that, it is usual.
+    if sick.len() * 4 > windows.len() { Vec::new() } else { sick }
+}
+
 /// Counts in each window, also in those in which nothing happened.
 fn counts(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
     let mut counts = vec![0.0; range.len()];
@@ -239,14 +262,18 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
         let n = (u64::from(was.count), u64::from(is.count));
         let timed = |node, from, signal, what, floor: f64| {
-            let (old, new) = (means(series, before), means(series, after));
+            let sick = sick_windows(series, before);
+            let mean = |cell: &Cell| cell.sum_ns as f64 / f64::from(cell.count) / 1e9;
+            let old: Vec<f64> =
+                series.range(before.start, before.end).filter(|(window, _)| !sick.contains(window)).map(|(_, cell)| mean(cell)).collect();
+            let new = means(series, after);
             let level = median(&mut old.clone());
             let sure = is.count >= 3 && above(&old, &new) >= SURE_BY_RANK;
             let score = if sure { shift(&old, &new, floor) } else { 0.0 };
             let now = median(&mut new.clone());
             let usual = groups(series, stretches, |range, series| {
                 let mut means = means(series, &range);
-                (!means.is_empty()).then(|| median(&mut means))
+                (!means.is_empty() && !range.clone().any(|window| sick.contains(&window))).then(|| median(&mut means))
             });
             let excess = if score >= SURE { (now - level) * f64::from(is.count) / seconds } else { 0.0 };
             let symptom = Symptom {

@@ -120,6 +120,7 @@ impl Observed {
     }
 }
 
+#[derive(Default)]
 pub struct Diagnosis {
     /// Best first.
     pub candidates: Vec<Candidate>,

@@ -3,6 +3,7 @@
 
 use collector::decode::{self, Format};
 use collector::detect::Observed;
+use collector::detect::judge::Stretches;
 use collector::detect::incidents::Incidents;
 use collector::detect::watch::ALLOWANCE;
 use collector::validate::{Intake, Limits};
@@ -68,6 +69,24 @@ fn observe(case: &Path) -> (Observed, Incidents) {
                         (incident.onset - BASE) / 1_000_000_000,
                         top.join(" | ")
                     );
+                }
+            }
+            if std::env::args().any(|a| a == "probe") {
+                let stretches = Stretches {
+                    before: next.saturating_sub(182).max((BASE / WINDOW) as u32)..next - 2,
+                    after: next - 2..next + 1,
+                    since: u64::from(next - 2) * WINDOW,
+                    until: u64::from(next + 1) * WINDOW,
+                };
+                if let Some(c) = observed.compare(&stretches).candidates.first() {
+                    let evidence: Vec<String> = c
+                        .evidence
+                        .iter()
+                        .take(2)
+                        .map(|s| format!("{:?} z {:.1} harm {:.3} new {} {:.4} -> {:.4} n {:?} {}", s.signal, s.score, s.harm, s.unprecedented, s.before, s.after, s.n, s.what))
+                        .collect();
+                    let at = (u64::from(next + 1) * WINDOW - BASE) / 1_000_000_000;
+                    println!("      {at} {} {:.3} | {}", observed.names.node(c.node).service.name, c.score, evidence.join(" | "));
                 }
             }
             next += 1;
