@@ -6,7 +6,8 @@ pub mod grpc;
 pub mod mixed;
 pub mod power;
 pub mod samples;
-mod server;
+pub mod server;
+pub mod shop;
 pub mod stored;
 
 pub use server::{Server, binary, example, wait_for};

@@ -112,7 +112,9 @@ impl Incidents {
         let covered = |node: NodeId| {
             self.all
                 .iter()
-                .filter(|i| i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW))
+                .filter(|i| {
+                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW)
+                })
                 .any(|i| i.nodes.contains(&node) || window < i.onset_window() + APART)
         };
         let (mut before, mut diagnosis, mut found) = (0..0, Diagnosis::default(), Vec::new());

@@ -14,8 +14,6 @@ pub mod join;
 pub mod judge;
 pub mod names;
 pub mod rank;
-#[cfg(test)]
-mod tests;
 pub mod watch;
 pub mod windows;
 

@@ -3,8 +3,8 @@
 
 use collector::decode::{self, Format};
 use collector::detect::Observed;
-use collector::detect::judge::Stretches;
 use collector::detect::incidents::Incidents;
+use collector::detect::judge::Stretches;
 use collector::detect::watch::ALLOWANCE;
 use collector::validate::{Intake, Limits};
 use firstfall_store::Signal;
@@ -83,7 +83,12 @@ fn observe(case: &Path) -> (Observed, Incidents) {
                         .evidence
                         .iter()
                         .take(2)
-                        .map(|s| format!("{:?} z {:.1} harm {:.3} new {} {:.4} -> {:.4} n {:?} {}", s.signal, s.score, s.harm, s.unprecedented, s.before, s.after, s.n, s.what))
+                        .map(|s| {
+                            format!(
+                                "{:?} z {:.1} harm {:.3} new {} {:.4} -> {:.4} n {:?} {}",
+                                s.signal, s.score, s.harm, s.unprecedented, s.before, s.after, s.n, s.what
+                            )
+                        })
                         .collect();
                     let at = (u64::from(next + 1) * WINDOW - BASE) / 1_000_000_000;
                     println!("      {at} {} {:.3} | {}", observed.names.node(c.node).service.name, c.score, evidence.join(" | "));

@@ -1,0 +1,74 @@
+//! What fell first, through the real binary: its API, its pages, and across a kill.
+
+use harness::Server;
+use harness::server::wait_for;
+use harness::shop::{Fault, Shop};
+use serde_json::Value as Json;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Nine minutes of the shop, the last two with payments failing, as if they had just passed.
+fn send_a_failure(server: &Server) -> (u64, u64) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    let start = (now - 10 * 60 * SECOND) / (10 * SECOND) * 10 * SECOND;
+    let mut shop = Shop::new(start, 5);
+    for second in 0..9 * 60 {
+        let fault = Fault { payments_fails: if second >= 7 * 60 { 50 } else { 0 }, ..Fault::default() };
+        for body in shop.second(second, fault) {
+            let (status, ..) = server.post("/v1/traces", &[("content-type", "application/json")], &body).expect("answered");
+            assert_eq!(status, 200);
+        }
+    }
+    (start + 7 * 60 * SECOND, start + 9 * 60 * SECOND)
+}
+
+fn incidents(server: &Server) -> Vec<Json> {
+    server.api("/api/v1/incidents?state=all")["incidents"].as_array().expect("a list").clone()
+}
+
+#[test]
+fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_forgets_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let (from, to) = send_a_failure(&server);
+    let incident = wait_for("an incident", || incidents(&server).into_iter().next());
+    assert_eq!(incident["origins"][0]["service"], "payments", "{incident}");
+    assert_eq!(incident["origins"][0]["rank"], 1);
+    assert_eq!(incident["origins"][0]["kind"], "service");
+    assert!(incident["origins"][0]["reasons"].as_array().is_some_and(|r| !r.is_empty()));
+    assert_eq!(incident["confidence"], "high");
+    for field in ["opened_at", "onset"] {
+        let text = incident[field].as_str().expect("a time");
+        assert!(text.len() == 30 && text.ends_with('Z'), "{field} is RFC 3339 with nanoseconds: {text}");
+    }
+    let hops = incident["hops"].as_array().expect("hops");
+    assert!(hops.iter().any(|h| h["from"] == "payments" && h["to"] == "orders"), "{hops:?}");
+    assert!(incident["impact"]["requests"].as_u64().is_some_and(|n| n > 0));
+
+    let id = incident["id"].as_str().expect("an id").to_owned();
+    let one = server.api(&format!("/api/v1/incidents/{id}"));
+    for field in ["symptoms", "evidence", "rejected", "changes", "timeline"] {
+        assert!(one[field].is_array(), "{field}: {one}");
+    }
+    let (status, page) = server.page(&format!("/incidents/{id}"));
+    assert!(status == 200 && page.contains("payments") && page.contains("How it spread"));
+    assert!(server.page("/").1.contains("payments"), "the first page says it");
+    let (status, map) = server.page("/map?from=now-20m");
+    assert!(status == 200 && map.contains("postgresql ledger") && map.contains("only what fails"));
+    assert_eq!(server.page("/incidents/none").0, 404);
+    let told = server.api(&format!("/api/v1/diagnosis?from={}&to={}", from / SECOND, to / SECOND));
+    assert_eq!(told["origins"][0]["service"], "payments", "{told}");
+    // The last traces are counted when it is sure that nothing more of them comes: when input stops, time goes on with the clock.
+    let topology = wait_for("all calls on the map", || {
+        let topology = server.api("/api/v1/topology?from=now-20m");
+        let edge = topology["edges"].as_array()?.iter().find(|e| e["from"] == "service:orders" && e["to"] == "service:payments")?.clone();
+        (edge["calls"] == 9 * 60 * 5).then_some(topology)
+    });
+    assert_eq!(topology["nodes"].as_array().map(Vec::len), Some(5), "an address is no node of its own: {topology}");
+
+    server.kill();
+    let server = Server::start(directory.path());
+    let again = wait_for("the incident after a kill", || incidents(&server).into_iter().next());
+    assert_eq!((again["id"].as_str(), &again["onset"]), (Some(id.as_str()), &incident["onset"]));
+    assert_eq!(incidents(&server).len(), 1, "and no second one");
+}

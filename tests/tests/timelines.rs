@@ -1,0 +1,102 @@
+//! Timelines: a small shop, minute by minute, and what detection says of it; without a server, so a quarter of an hour takes a second.
+
+use collector::decode::{self, Format};
+use collector::detect::incidents::Incidents;
+use collector::detect::watch::ALLOWANCE;
+use collector::detect::{Observed, describe};
+use collector::validate::{Intake, Limits};
+use firstfall_store::Signal;
+use firstfall_store::incident::Incident;
+use firstfall_store::rollup::WINDOW;
+use harness::shop::{Fault, Shop};
+
+const START: u64 = 1_800_000_000_000_000_000;
+const MS: u64 = 1_000_000;
+
+/// Runs `minutes` of the shop. `fault` says what is wrong in a second; `shuffle` changes the order in which services' requests arrive.
+fn run(minutes: u64, shuffle: bool, fault: impl Fn(u64) -> Fault) -> Vec<Incident> {
+    let mut shop = Shop::new(START, 10);
+    let (mut observed, mut incidents) = (Observed::default(), Incidents::default());
+    let mut next = (START / WINDOW) as u32;
+    let mut told = Vec::new();
+    for second in 0..minutes * 60 {
+        let mut bodies = shop.second(second, fault(second));
+        if shuffle {
+            bodies.reverse();
+        }
+        for mut body in bodies {
+            let mut intake = Intake::new(Signal::Traces, Limits::default(), START + second * 1_000_000_000, body.len());
+            decode::request(Format::Json, Signal::Traces, &mut body, &mut intake).expect("a valid request");
+            observed.add(&intake.finish().0);
+        }
+        while u64::from(next + 1) * WINDOW + ALLOWANCE <= observed.watermark() {
+            observed.settle(u64::from(next + 1) * WINDOW);
+            for at in incidents.step(&observed, next) {
+                let incident = describe::incident(&observed, &incidents.all[at], next);
+                told.retain(|old: &Incident| old.id != incident.id);
+                told.push(incident);
+            }
+            next += 1;
+        }
+    }
+    told
+}
+
+fn minute(second: u64) -> u64 {
+    second / 60
+}
+
+#[test]
+fn twenty_quiet_minutes_raise_nothing() {
+    assert!(run(20, false, |_| Fault::default()).is_empty());
+}
+
+#[test]
+fn a_service_that_fails_is_the_origin_and_its_callers_are_its_victims() {
+    let incidents =
+        run(
+            13,
+            false,
+            |s| if minute(s) == 8 || minute(s) == 9 { Fault { payments_fails: 40, ..Fault::default() } } else { Fault::default() },
+        );
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    let incident = &incidents[0];
+    assert_eq!(incident.diagnosis.origins[0].service, "payments", "{}", incident.title);
+    assert_eq!(incident.diagnosis.confidence, "high");
+    let onset = (incident.onset - START) / 1_000_000_000;
+    assert!((470..=490).contains(&onset), "onset at {onset} s, the fault began at 480 s");
+    assert!(incident.opened_at - START <= 530 * 1_000_000_000, "opened within 50 s");
+    assert!(incident.closed_at.is_some(), "it closes when the fault has gone");
+    let hops: Vec<(&str, &str)> = incident.diagnosis.hops.iter().map(|h| (h.from.as_str(), h.to.as_str())).collect();
+    assert!(hops.contains(&("payments", "orders")) && hops.contains(&("orders", "gateway")), "{hops:?}");
+    assert!(incident.impact.failed > 0 && incident.impact.entry_points == ["gateway POST /buy"], "{:?}", incident.impact);
+}
+
+#[test]
+fn a_slow_database_is_blamed_before_the_services_that_wait_for_it() {
+    let incidents = run(11, false, |s| Fault { database_slow: if minute(s) >= 8 { 400 * MS } else { 0 }, ..Fault::default() });
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    let origin = &incidents[0].diagnosis.origins[0];
+    assert_eq!((origin.kind.as_str(), origin.service.as_str()), ("database", "postgresql ledger"), "{}", incidents[0].title);
+}
+
+#[test]
+fn a_dead_service_is_named_although_only_its_callers_speak_and_makes_no_new_node() {
+    let incidents = run(11, false, |s| Fault { inventory_dead: minute(s) >= 8, ..Fault::default() });
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    let origin = &incidents[0].diagnosis.origins[0];
+    assert_eq!((origin.kind.as_str(), origin.service.as_str()), ("service", "inventory"), "{}", incidents[0].title);
+}
+
+#[test]
+fn failures_in_the_first_minute_are_found_by_the_objective() {
+    let incidents = run(3, false, |s| Fault { payments_fails: if s >= 30 { 30 } else { 0 }, ..Fault::default() });
+    assert_eq!(incidents.len(), 1);
+    assert_eq!(incidents[0].diagnosis.origins[0].service, "payments");
+}
+
+#[test]
+fn the_order_of_arrival_changes_nothing() {
+    let fault = |s: u64| Fault { payments_fails: if minute(s) == 8 { 40 } else { 0 }, ..Fault::default() };
+    assert_eq!(run(10, false, fault), run(10, true, fault));
+}
