@@ -77,8 +77,24 @@ pub struct Facts {
     pub edges: Vec<(NodeId, NodeId, u64)>,
 }
 
+/// Which traces are looked at, when there are more than there is time for: whole traces, one in two, four, eight, …, so that what is
+/// joined of them stays true.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Thinning(pub u32);
+
+impl Thinning {
+    /// One trace in 256 at least.
+    pub const MAX: u32 = 8;
+
+    fn keeps(self, trace: &[u8; 16]) -> bool {
+        // Trace ids are random in their last bytes (W3C Trace Context, level 2).
+        let tail = u64::from_be_bytes([trace[8], trace[9], trace[10], trace[11], trace[12], trace[13], trace[14], trace[15]]);
+        tail & ((1 << self.0) - 1) == 0 || self.0 == 0
+    }
+}
+
 /// Takes from a batch what detection needs.
-pub fn of(batch: &Batch, names: &mut Names) -> Facts {
+pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
     let nodes: Vec<NodeId> = (0..batch.resources.len() as u32)
         .map(|resource| names.node_id(Node { kind: NodeKind::Service, service: batch.service(resource) }))
         .collect();
@@ -89,8 +105,8 @@ pub fn of(batch: &Batch, names: &mut Names) -> Facts {
         .collect();
     let mut facts = Facts::default();
     match batch.signal {
-        Signal::Traces => spans(batch, &lanes, names, &mut facts),
-        Signal::Logs => logs(batch, &lanes, names, &mut facts),
+        Signal::Traces => spans(batch, &lanes, names, thinning, &mut facts),
+        Signal::Logs => logs(batch, &lanes, names, thinning, &mut facts),
         Signal::Metrics => points(batch, &lanes, names, &mut facts),
     }
     facts
@@ -232,17 +248,17 @@ fn host_of(url: &str) -> &str {
     authority.rsplit_once('@').map_or(authority, |(_, host)| host)
 }
 
-fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
+fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinning: Thinning, facts: &mut Facts) {
     let roles: Vec<Says> = batch
         .columns
         .iter()
         .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
         .collect();
     let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
-    facts.spans.reserve(batch.rows());
+    facts.spans.reserve(batch.rows() >> thinning.0);
     for row in 0..batch.rows() {
         let (node, operation, kind) = lanes[batch.lane[row] as usize];
-        let Some(trace) = batch.trace_id(row) else { continue };
+        let Some(trace) = batch.trace_id(row).filter(|trace| thinning.keeps(&trace.0)) else { continue };
         let mut peer = None;
         let mut failed = batch.marks[row] & marks::ERROR != 0;
         if matches!(kind, CLIENT | PRODUCER | CONSUMER) {
@@ -314,11 +330,15 @@ pub fn pattern(body: &str, out: &mut String) {
     }
 }
 
-fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
+fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinning: Thinning, facts: &mut Facts) {
     let mut text = String::new();
     let mut known: HashMap<u32, TextId> = HashMap::new();
     for row in 0..batch.rows() {
         let (node, _, severity) = lanes[batch.lane[row] as usize];
+        let trace = batch.trace_id(row).unwrap_or_default().0;
+        if !thinning.keeps(&trace) {
+            continue; // records without a trace are all kept: their id is zero
+        }
         let words = &batch.values[batch.values_start[row] as usize..];
         let body = batch.shape_of(row).iter().zip(words).find(|(column, _)| {
             let column = batch.columns[**column as usize];
@@ -331,7 +351,6 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts:
             }),
             None => 0,
         };
-        let trace = batch.trace_id(row).unwrap_or_default().0;
         facts.logs.push(LogFact { node, time: batch.time[row], severity, pattern, trace, span: batch.span[row] });
     }
 }

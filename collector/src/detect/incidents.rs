@@ -29,8 +29,14 @@ const APART: u32 = 12;
 const BASELINE_MAX: u32 = 180;
 /// Steps in a row in which a candidate must stand before an incident opens.
 const STEPS_TO_OPEN: u32 = 2;
-/// Windows in a row without symptoms before it closes (two minutes), since failures flap.
-const QUIET_TO_CLOSE: u32 = 12;
+/// Windows in a row without symptoms of its origin before it closes (a minute and a half), since failures flap.
+const QUIET_TO_CLOSE: u32 = 9;
+/// The same where metrics tell of it (two minutes).
+const QUIET_TO_CLOSE_BY_POINTS: u32 = 12;
+/// So long after its onset it is ranked anew with each window (three minutes); what fails later is judged by itself.
+const GROWS: u32 = 18;
+/// The same origin again within this time (five minutes) is the same incident.
+const REOPENS: u32 = 30;
 /// A candidate opens an incident only beyond so many deviations: thousands of subjects are looked at each ten seconds, and nobody wants to
 /// be woken once a week by chance.
 const OPEN_SCORE: f64 = 12.0;
@@ -141,6 +147,18 @@ impl Incidents {
             return changed;
         }
         self.standing = 0;
+        let again = self.all.iter().rposition(|i| {
+            i.candidates.first().map(|c| c.node) == Some(found[0].node)
+                && i.closed_at.is_some_and(|closed| closed + u64::from(REOPENS) * WINDOW > u64::from(window) * WINDOW)
+        });
+        if let Some(at) = again {
+            let incident = &mut self.all[at];
+            incident.closed_at = None;
+            incident.quiet = 0;
+            incident.revision += 1;
+            changed.push(at);
+            return changed;
+        }
         let onset = onset(observed, &found[0], before, window);
         let origin = observed.names.node(found[0].node).id();
         self.all.push(Incident {
@@ -172,15 +190,20 @@ impl Incidents {
         let (before, begin) = (incident.baseline(), incident.onset_window());
         let recent = window.saturating_sub(RECENT - 1).max(begin)..window + 1;
         let now = compare(observed, before.clone(), recent.clone());
-        let still = now.candidates.iter().any(|c| opens(observed, c, recent.clone(), before.len()));
+        // As long as its origin is sick; its victims may have caught something else by then.
+        let origin = incident.candidates.first().map(|c| c.node);
+        // Where metrics tell of it, minutes apart, that is too fine: what comes with the next point belongs to it still.
+        let by_points = incident.candidates.first().and_then(|c| c.evidence.first()).is_some_and(|s| s.signal.is_of_points());
+        let still =
+            now.candidates.iter().any(|c| (by_points || Some(c.node) == origin) && opens(observed, c, recent.clone(), before.len()));
         let incident = &mut self.all[at];
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
-        if incident.quiet >= QUIET_TO_CLOSE || window - begin > LASTING {
+        if incident.quiet >= if by_points { QUIET_TO_CLOSE_BY_POINTS } else { QUIET_TO_CLOSE } || window - begin > LASTING {
             incident.closed_at = Some(u64::from(window + 1) * WINDOW);
             incident.revision += 1;
             return true;
         }
-        incident.quiet == 0 && self.rank_again(observed, window, at)
+        incident.quiet == 0 && (by_points || window - begin <= GROWS) && self.rank_again(observed, window, at)
     }
 
     fn rank_again(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {

@@ -4,10 +4,11 @@
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
 use super::windows::{Cell, Event, LogClass, Subject, Windows};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-/// Spans that wait for the rest of their traces; a fact takes about a hundred bytes. Past it the oldest traces are counted as they are.
-const PENDING_MAX: usize = 500_000;
+/// Spans that wait for the rest of their traces; with the trace around it one takes about 250 bytes. Past it the oldest traces are counted
+/// as they are.
+const PENDING_MAX: usize = 150_000;
 
 #[derive(Default)]
 struct Trace {
@@ -52,6 +53,11 @@ impl Join {
         }
     }
 
+    /// How full the waiting room is, from 0 to 1.
+    pub fn fill(&self) -> f64 {
+        self.pending as f64 / PENDING_MAX as f64
+    }
+
     /// Counts the traces of which nothing new has come since `time` (event time).
     pub fn settle(&mut self, time: u64, windows: &mut Windows) {
         let mut settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
@@ -75,39 +81,61 @@ impl Join {
 /// What the spans of a trace are to each other.
 struct Tree<'a> {
     spans: &'a [SpanFact],
-    parent: Vec<Option<usize>>,
-    children: Vec<Vec<usize>>,
-    by_id: HashMap<u64, usize>,
+    parent: Vec<Option<u32>>,
+    /// Children of all spans side by side, and where those of each begin.
+    children: Vec<u32>,
+    starts: Vec<u32>,
+    /// Span ids in order, with where they are.
+    by_id: Vec<(u64, u32)>,
 }
 
 impl<'a> Tree<'a> {
     fn of(spans: &'a [SpanFact]) -> Tree<'a> {
-        let by_id: HashMap<u64, usize> = spans.iter().enumerate().map(|(at, span)| (span.span, at)).collect();
-        let mut children = vec![Vec::new(); spans.len()];
-        let parent: Vec<Option<usize>> = spans
+        let mut by_id: Vec<(u64, u32)> = spans.iter().enumerate().map(|(at, span)| (span.span, at as u32)).collect();
+        by_id.sort_unstable();
+        let mut tree = Tree { spans, parent: Vec::new(), children: Vec::new(), starts: vec![0; spans.len() + 1], by_id };
+        tree.parent = spans
             .iter()
             .enumerate()
-            .map(|(at, span)| {
-                let parent = (span.parent != 0).then(|| by_id.get(&span.parent).copied()).flatten().filter(|parent| *parent != at);
-                if let Some(parent) = parent {
-                    children[parent].push(at);
-                }
-                parent
-            })
+            .map(|(at, span)| (span.parent != 0).then(|| tree.find(span.parent)).flatten().filter(|parent| *parent as usize != at))
             .collect();
-        Tree { spans, parent, children, by_id }
+        for parent in tree.parent.iter().flatten() {
+            tree.starts[*parent as usize + 1] += 1;
+        }
+        for at in 1..tree.starts.len() {
+            tree.starts[at] += tree.starts[at - 1];
+        }
+        let mut fill = tree.starts.clone();
+        tree.children = vec![0; tree.starts[spans.len()] as usize];
+        for (at, parent) in tree.parent.iter().enumerate() {
+            if let Some(parent) = parent {
+                let slot = &mut fill[*parent as usize];
+                tree.children[*slot as usize] = at as u32;
+                *slot += 1;
+            }
+        }
+        tree
+    }
+
+    fn find(&self, id: u64) -> Option<u32> {
+        let at = self.by_id.partition_point(|(known, _)| *known < id);
+        self.by_id.get(at).filter(|(known, _)| *known == id).map(|(_, at)| *at)
+    }
+
+    fn children(&self, at: usize) -> impl Iterator<Item = &SpanFact> {
+        self.children[self.starts[at] as usize..self.starts[at + 1] as usize].iter().map(|child| &self.spans[*child as usize])
     }
 
     /// A span's duration less what its children cover of it, and less what `calls` cover: handlers that do not wait for their calls (or lie
     /// beside them) are no busier for it.
-    fn own_ns(&self, at: usize, calls: &[(u64, u64)]) -> u64 {
+    fn own_ns(&self, at: usize, calls: &[(u64, u64)], covers: &mut Vec<(u64, u64)>) -> u64 {
         let span = &self.spans[at];
-        let children = self.children[at].iter().map(|child| (self.spans[*child].start, self.spans[*child].end));
-        let mut covers: Vec<(u64, u64)> = children.chain(calls.iter().copied()).collect();
+        covers.clear();
+        covers.extend(self.children(at).map(|child| (child.start, child.end)).chain(calls.iter().copied()));
         covers.sort_unstable();
         let (mut covered, mut upto) = (0, span.start);
-        for (start, end) in covers {
-            let (start, end) = (start.max(upto), end.min(span.end));
+        for (start, end) in covers.iter() {
+            let (start, end) = ((*start).max(upto), (*end).min(span.end));
             if end > start {
                 covered += end - start;
                 upto = end;
@@ -125,7 +153,7 @@ impl<'a> Tree<'a> {
                 break;
             }
             match self.parent[top] {
-                Some(parent) if self.spans[parent].node == self.spans[at].node => top = parent,
+                Some(parent) if self.spans[parent as usize].node == self.spans[at].node => top = parent as usize,
                 _ => break,
             }
         }
@@ -135,14 +163,22 @@ impl<'a> Tree<'a> {
 
 fn count(trace: &Trace, windows: &mut Windows) {
     let tree = Tree::of(&trace.spans);
-    let mut reached: HashSet<(usize, Event)> = HashSet::new();
+    // What each part of the request has reached; a part reaches few things, so a list is searched.
+    let mut reached: Vec<Vec<Event>> = vec![Vec::new(); trace.spans.len()];
+    let mut reach = |top: usize, event: Event| {
+        let news = !reached[top].contains(&event);
+        if news {
+            reached[top].push(event);
+        }
+        news
+    };
     let tops: Vec<usize> = (0..trace.spans.len()).map(|at| tree.top(at)).collect();
     let callees: Vec<Option<NodeId>> = trace
         .spans
         .iter()
         .enumerate()
         .map(|(at, span)| {
-            let callee = tree.children[at].iter().map(|child| trace.spans[*child].node).find(|node| *node != span.node);
+            let callee = tree.children(at).map(|child| child.node).find(|node| *node != span.node);
             let peer = span.peer.filter(|_| span.kind != CONSUMER);
             if let (Some(callee), Some(address), CLIENT) = (callee, peer, span.kind) {
                 windows.learn_address(address, callee, span.end);
@@ -152,6 +188,7 @@ fn count(trace: &Trace, windows: &mut Windows) {
         .collect();
     // When a part of a request was waiting for calls, by its top span.
     let mut calls: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
+    let mut covers = Vec::new();
     for (at, span) in trace.spans.iter().enumerate().filter(|(at, _)| callees[*at].is_some()) {
         calls.entry(tops[at]).or_default().push((span.start, span.end));
     }
@@ -160,15 +197,15 @@ fn count(trace: &Trace, windows: &mut Windows) {
         let top = tops[at];
         let request = &trace.spans[top];
         let beside = if to.is_none() { calls.get(&top).map_or(&[][..], Vec::as_slice) } else { &[] };
-        let own = tree.own_ns(at, beside);
-        let begins = span.failed && !tree.children[at].iter().any(|child| trace.spans[*child].failed);
+        let own = tree.own_ns(at, beside, &mut covers);
+        let begins = span.failed && !tree.children(at).any(|child| child.failed);
         match to {
             Some(to) => {
                 windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(span.end.saturating_sub(span.start), span.failed));
                 if span.kind != PRODUCER {
                     windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
                 }
-                if reached.insert((top, Event::Calls(to))) {
+                if reach(top, Event::Calls(to)) {
                     let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Calls(to) };
                     windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
                 }
@@ -178,15 +215,15 @@ fn count(trace: &Trace, windows: &mut Windows) {
         if top == at {
             let duration = span.end.saturating_sub(span.start);
             windows.add(Subject::Request { node: span.node, operation: span.operation }, span.end, &Cell::of(duration, span.failed));
-        } else if reached.insert((top, Event::Step(span.operation))) {
+        } else if reach(top, Event::Step(span.operation)) {
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Step(span.operation) };
             windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
         }
     }
     for log in &trace.logs {
-        let Some(at) = tree.by_id.get(&log.span) else { continue };
-        let top = tree.top(*at);
-        if reached.insert((top, Event::Says(log.pattern))) {
+        let Some(at) = tree.find(log.span) else { continue };
+        let top = tree.top(at as usize);
+        if reach(top, Event::Says(log.pattern)) {
             let request = &trace.spans[top];
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Says(log.pattern) };
             windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });

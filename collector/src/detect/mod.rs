@@ -17,6 +17,7 @@ pub mod rank;
 pub mod watch;
 pub mod windows;
 
+use facts::Thinning;
 use firstfall_store::batch::Batch;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
@@ -37,11 +38,12 @@ pub struct Observed {
     join: Join,
     /// The latest event time of each node.
     newest_of: HashMap<NodeId, u64>,
+    pub thinning: Thinning,
 }
 
 impl Observed {
     pub fn add(&mut self, batch: &Batch) {
-        let facts = facts::of(batch, &mut self.names);
+        let facts = facts::of(batch, &mut self.names, self.thinning);
         for span in facts.spans {
             self.see(span.node, span.end);
             self.join.add_span(span);
@@ -62,6 +64,11 @@ impl Observed {
     fn see(&mut self, node: NodeId, time: u64) {
         let newest = self.newest_of.entry(node).or_default();
         *newest = (*newest).max(time);
+    }
+
+    /// How full the room is in which spans wait for the rest of their traces, from 0 to 1.
+    pub fn fill(&self) -> f64 {
+        self.join.fill()
     }
 
     /// Counts all traces of which nothing came since `time`.

@@ -1,6 +1,7 @@
 //! The outer ring of detection: a thread that takes accepted batches, follows event time, judges each window once all of it can have arrived,
 //! and keeps what it finds in the store. Also answers what was asked of it: the map, and what was wrong in a window.
 
+use super::facts::Thinning;
 use super::incidents::Incidents;
 use super::windows::WindowNo;
 use super::{BASELINE, Observed, describe};
@@ -20,8 +21,13 @@ const SECOND: u64 = 1_000_000_000;
 pub const ALLOWANCE: u64 = 10 * SECOND;
 /// Without input for so long event time goes on with the wall clock: silence is information.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Batches that wait to be looked at. Past it they are not looked at, and counted: detection may be late, ingest may not.
-const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Batches that wait to be looked at. Past it they are not looked at, and counted: detection may be late, ingest may not. Long before that
+/// only some traces are looked at; see `Thinning`.
+const WAITING_BYTES_MAX: usize = 32 << 20;
+/// With more than this waiting, half as many traces are looked at.
+const WAITING_BYTES_MUCH: usize = 8 << 20;
+/// As many as before are looked at again after so long a time without that.
+const THINNED_FOR: Duration = Duration::from_secs(60);
 /// Windows that are kept: a baseline, an incident of an hour, and some.
 const KEPT: u32 = 720;
 /// A jump of event time over more windows than this (four hours) is not walked through.
@@ -138,30 +144,57 @@ struct Watcher {
     watermark: u64,
     /// When the watermark last moved by input.
     moved: Instant,
+    /// When the thinning last changed.
+    thinned: Instant,
 }
 
 impl Watcher {
     fn new(shared: Arc<Shared>, reader: Reader) -> Watcher {
-        Watcher { shared, reader, incidents: Incidents::default(), next: None, watermark: 0, moved: Instant::now() }
+        Watcher {
+            shared,
+            reader,
+            incidents: Incidents::default(),
+            next: None,
+            watermark: 0,
+            moved: Instant::now(),
+            thinned: Instant::now(),
+        }
     }
 
     fn run(mut self) {
         self.remember();
         while !self.shared.stop.load(Ordering::Acquire) {
-            let batches = {
+            let (batch, left) = {
                 let mut waiting = lock(&self.shared.waiting);
                 if waiting.batches.is_empty() {
                     waiting =
                         self.shared.arrived.wait_timeout(waiting, Duration::from_millis(500)).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                waiting.bytes = 0;
-                std::mem::take(&mut waiting.batches)
+                let batch = waiting.batches.pop_front();
+                waiting.bytes -= batch.as_ref().map_or(0, |batch| batch.byte_len());
+                (batch, waiting.bytes)
             };
-            for batch in batches {
+            self.thin(left);
+            if let Some(batch) = batch {
                 lock(&self.shared.observed).add(&batch);
-                self.advance();
             }
             self.advance();
+        }
+    }
+
+    /// Looks at fewer traces when too many wait, and at more again when that has passed.
+    fn thin(&mut self, waiting: usize) {
+        let mut observed = lock(&self.shared.observed);
+        let now = observed.thinning.0;
+        let much = waiting > WAITING_BYTES_MUCH || observed.fill() > 0.8;
+        // A change needs a moment to show.
+        if much && now < Thinning::MAX && self.thinned.elapsed() > Duration::from_secs(1) {
+            observed.thinning = Thinning(now + 1);
+            self.thinned = Instant::now();
+            tracing::info!(one_in = 1u32 << (now + 1), "more traces arrive than detection can look at; it looks at some of them");
+        } else if !much && now > 0 && waiting < WAITING_BYTES_MUCH / 8 && self.thinned.elapsed() > THINNED_FOR {
+            observed.thinning = Thinning(now - 1);
+            self.thinned = Instant::now();
         }
     }
 

@@ -70,25 +70,22 @@ pub enum Event {
     Says(TextId),
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cell {
     pub count: u32,
     pub errors: u32,
     pub sum_ns: u64,
-    /// Natural logarithms of the microseconds, added up: a slow one in a hundred hardly moves their mean.
-    pub sum_ln: f64,
 }
 
 impl Cell {
     pub fn of(ns: u64, failed: bool) -> Cell {
-        Cell { count: 1, errors: failed.into(), sum_ns: ns, sum_ln: (ns as f64 / 1e3 + 1.0).ln() }
+        Cell { count: 1, errors: failed.into(), sum_ns: ns }
     }
 
     pub fn add(&mut self, other: &Cell) {
         self.count += other.count;
         self.errors += other.errors;
         self.sum_ns += other.sum_ns;
-        self.sum_ln += other.sum_ln;
     }
 }
 
@@ -100,6 +97,12 @@ pub struct Series {
 
 impl Series {
     fn add(&mut self, window: WindowNo, cell: &Cell) {
+        // Nearly always it is the latest.
+        if let Some((found, there)) = self.cells.back_mut()
+            && *found == window
+        {
+            return there.add(cell);
+        }
         let at = self.cells.partition_point(|(w, _)| *w < window);
         match self.cells.get_mut(at) {
             Some((found, there)) if *found == window => there.add(cell),
@@ -148,11 +151,13 @@ pub struct Windows {
 
 impl Windows {
     pub fn add(&mut self, subject: Subject, time: u64, cell: &Cell) {
-        if self.series.len() >= SUBJECTS_MAX && !self.series.contains_key(&subject) {
+        if let Some(series) = self.series.get_mut(&subject) {
+            series.add(window_of(time), cell);
+        } else if self.series.len() < SUBJECTS_MAX {
+            self.series.entry(subject).or_default().add(window_of(time), cell);
+        } else {
             self.left_out += 1;
-            return;
         }
-        self.series.entry(subject).or_default().add(window_of(time), cell);
     }
 
     pub fn add_point(&mut self, point: &PointFact) {

@@ -2,6 +2,7 @@
 
 use crate::{now, row, thread_cpu};
 use collector::decode::{self, Format};
+use collector::detect::Observed;
 use collector::validate::{Intake, Limits};
 use firstfall_store::batch::Batch;
 use firstfall_store::rollup::Rollups;
@@ -69,6 +70,16 @@ fn stages(item: &str, signal: Signal, bodies: &[Vec<u8>], items: usize, whole_bl
         std::hint::black_box(&rollups);
     }
     row(&format!("stage rollups, per {item}"), ns(thread_cpu() - start, items * ROUNDS));
+    let start = thread_cpu();
+    for _ in 0..ROUNDS {
+        let mut observed = Observed::default();
+        for batch in &batches {
+            observed.add(batch);
+        }
+        observed.settle(u64::MAX);
+        std::hint::black_box(&observed.windows.left_out);
+    }
+    row(&format!("stage detection (facts, join, windows), per {item}"), ns(thread_cpu() - start, items * ROUNDS));
     let batches: Vec<Batch> = whole_block.iter().map(|body| decode(signal, body)).collect();
     let rows: usize = batches.iter().map(|b| b.rows()).sum();
     let start = thread_cpu();
