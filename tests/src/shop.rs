@@ -22,6 +22,8 @@ pub struct Fault {
     pub database_slow: u64,
     /// inventory does not answer at all.
     pub inventory_dead: bool,
+    /// payments says that it is version 2 instead of 1.
+    pub payments_new: bool,
 }
 
 fn span(service: &str, name: &str, kind: u8, ids: (u128, u64, u64), times: (u64, u64), failed: bool, attributes: Json) -> (String, Json) {
@@ -134,9 +136,11 @@ impl Shop {
         by_service
             .into_iter()
             .map(|(service, spans)| {
-                json!({"resourceSpans": [{"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}, "scopeSpans": [{"spans": spans}]}]})
-                    .to_string()
-                    .into_bytes()
+                let version = if fault.payments_new && service == "payments" { "2" } else { "1" };
+                json!({"resourceSpans": [{"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}},
+                    {"key": "service.version", "value": {"stringValue": version}}]}, "scopeSpans": [{"spans": spans}]}]})
+                .to_string()
+                .into_bytes()
             })
             .collect()
     }

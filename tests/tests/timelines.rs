@@ -100,3 +100,14 @@ fn the_order_of_arrival_changes_nothing() {
     let fault = |s: u64| Fault { payments_fails: if minute(s) == 8 { 40 } else { 0 }, ..Fault::default() };
     assert_eq!(run(10, false, fault), run(10, true, fault));
 }
+
+#[test]
+fn a_new_version_that_fails_is_told_as_the_trigger() {
+    let incidents =
+        run(10, false, |s| Fault { payments_fails: if minute(s) >= 8 { 30 } else { 0 }, payments_new: minute(s) >= 8, ..Fault::default() });
+    assert_eq!(incidents.len(), 1);
+    let incident = &incidents[0];
+    assert!(incident.title.starts_with("payments 2 fails"), "{}", incident.title);
+    assert!(incident.trigger.as_deref().is_some_and(|t| t.starts_with("version 2 of payments")), "{:?}", incident.trigger);
+    assert_eq!(incident.changes.len(), 1, "the version that was there from the start is no change");
+}

@@ -18,6 +18,17 @@ const SYMPTOMS_MAX: usize = 40;
 const REASONS_MAX: usize = 5;
 const HOPS_MAX: usize = 60;
 
+/// Changes so long before an onset may have caused it (a quarter of an hour) …
+const CHANGES_BEFORE: u64 = 900 * 1_000_000_000;
+/// … and so long after it, as the onset is not known to the second.
+const CHANGES_AFTER: u64 = 30 * 1_000_000_000;
+
+/// `03:02:51`, in UTC.
+fn clock(time: u64) -> String {
+    let at = (time / 1_000_000_000) % 86_400;
+    format!("{:02}:{:02}:{:02}", at / 3600, at / 60 % 60, at % 60)
+}
+
 /// The whole of a diagnosis. `before` and `after` are the windows that were compared.
 pub fn diagnosis(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> noun::Diagnosis {
     let names = &observed.names;
@@ -44,16 +55,41 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
     let found = Diagnosis { candidates: incident.candidates.clone(), symptoms: incident.symptoms.clone() };
     let diagnosis = diagnosis(observed, &found, &before, &after);
     let impact = impact(observed, &found, &before, &after);
+    let new = observed.new_versions(incident.onset.saturating_sub(CHANGES_BEFORE), incident.onset + CHANGES_AFTER);
+    let changes: Vec<noun::Change> = new
+        .iter()
+        .map(|(node, version, time)| noun::Change {
+            service: observed.names.node(*node).service.name.clone(),
+            kind: "version".to_owned(),
+            to: observed.names.text_of(*version).to_owned(),
+            time: *time,
+        })
+        .collect();
+    // A new version of the origin itself is the likeliest trigger there is.
+    let version = found
+        .candidates
+        .first()
+        .and_then(|origin| new.iter().rev().find(|(node, ..)| *node == origin.node))
+        .map(|(_, version, time)| (observed.names.text_of(*version).to_owned(), *time));
+    let mut diagnosis = diagnosis;
+    if let (Some((version, _)), Some(origin)) = (&version, diagnosis.origins.first_mut()) {
+        origin.version = Some(version.clone());
+    }
+    let trigger = version.map(|(version, time)| {
+        let name = diagnosis.origins.first().map_or("", |o| o.service.as_str());
+        format!("version {version} of {name} was first heard at {}", clock(time))
+    });
     noun::Incident {
         id: incident.id.clone(),
         opened_at: incident.opened_at,
         onset: incident.onset,
         closed_at: incident.closed_at,
         revision: incident.revision,
-        title: sentence(observed, &found, &impact, incident.onset),
+        title: sentence(observed, &found, &impact, incident.onset, diagnosis.origins.first().and_then(|o| o.version.as_deref())),
         diagnosis,
         impact,
-        trigger: None,
+        trigger,
+        changes,
     }
 }
 
@@ -332,14 +368,16 @@ fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, afte
     impact
 }
 
-fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset: u64) -> String {
+fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset: u64, version: Option<&str>) -> String {
     let names = &observed.names;
     let Some(first) = found.candidates.first() else { return "Something changed, and there is not enough evidence to say what".to_owned() };
     let evidence = first.evidence.iter().find(|s| s.harm > 0.0 && s.signal != Signal::Resource).or(first.evidence.first());
     let what = evidence.map_or(String::new(), |s| clause(names, s));
-    let name = &names.node(first.node).service.name;
-    let at = (onset / 1_000_000_000) % 86_400;
-    let since = format!("{:02}:{:02}:{:02}", at / 3600, at / 60 % 60, at % 60);
+    let name = &match version {
+        Some(version) => format!("{} {version}", names.node(first.node).service.name),
+        None => names.node(first.node).service.name.clone(),
+    };
+    let since = clock(onset);
     let subject = match evidence.map(|s| s.signal) {
         Some(Signal::Wait) if evidence.is_some_and(|s| s.node == first.node) => format!("{name}: {what}"),
         Some(Signal::Wait) => format!("{name} is slow to be answered: {what}"),

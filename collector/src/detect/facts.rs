@@ -3,6 +3,7 @@
 
 use super::names::{Names, Node, NodeId, NodeKind, TextId};
 use firstfall_store::batch::{Batch, Field, Kind, ValueRef, marks};
+use firstfall_store::value::{Resource, Stored, text_of};
 use firstfall_store::{Service, Signal};
 use hashbrown::HashMap;
 
@@ -75,6 +76,8 @@ pub struct Facts {
     pub points: Vec<PointFact>,
     /// Caller and callee that only a metric tells of, and when.
     pub edges: Vec<(NodeId, NodeId, u64)>,
+    /// Versions of nodes that speak, and when.
+    pub versions: Vec<(NodeId, TextId, u64)>,
 }
 
 /// Which traces are looked at, when there are more than there is time for: whole traces, one in two, four, eight, …, so that what is
@@ -104,6 +107,14 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         .map(|lane| (nodes[batch.contexts[lane.context as usize].0 as usize], names.text(batch.strings.str(lane.name)), lane.kind))
         .collect();
     let mut facts = Facts::default();
+    if let Some(first) = batch.time.first() {
+        for (resource, node) in batch.resources.iter().zip(&nodes) {
+            let Ok(resource) = Resource::from_bytes(batch.blobs.get(resource.body)) else { continue };
+            if let Some(version) = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty()) {
+                facts.versions.push((*node, names.text(version), *first));
+            }
+        }
+    }
     match batch.signal {
         Signal::Traces => spans(batch, &lanes, names, thinning, &mut facts),
         Signal::Logs => logs(batch, &lanes, names, thinning, &mut facts),

@@ -23,7 +23,7 @@ use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
 use join::Join;
 use judge::{Stretches, Symptom};
-use names::{Names, NodeId};
+use names::{Names, NodeId, TextId};
 use rank::Candidate;
 use windows::{Subject, WindowNo, Windows, window_of};
 
@@ -39,6 +39,10 @@ pub struct Observed {
     /// The latest event time of each node.
     newest_of: HashMap<NodeId, u64>,
     pub thinning: Thinning,
+    /// When each version of a node was first heard.
+    versions: HashMap<(NodeId, TextId), u64>,
+    /// When anything was first heard.
+    first: Option<u64>,
 }
 
 impl Observed {
@@ -56,9 +60,29 @@ impl Observed {
             self.see(point.node, point.time);
             self.windows.add_point(point);
         }
+        for (node, version, time) in facts.versions {
+            self.first = Some(self.first.map_or(time, |first| first.min(time)));
+            let first = self.versions.entry((node, version)).or_insert(time);
+            *first = (*first).min(time);
+        }
         for (from, to, time) in facts.edges {
             self.windows.told_edges.insert((from, to), time);
         }
+    }
+
+    /// Versions that were first heard between two times, of nodes that had spoken before under another one; oldest first.
+    pub fn new_versions(&self, from: u64, to: u64) -> Vec<(NodeId, TextId, u64)> {
+        // What is heard in the first minute of all was there before.
+        let known = self.first.unwrap_or(0).saturating_add(60_000_000_000);
+        let older = |node: NodeId, time: u64| self.versions.iter().any(|((n, _), first)| *n == node && *first < time);
+        let mut new: Vec<(NodeId, TextId, u64)> = self
+            .versions
+            .iter()
+            .filter(|((node, _), first)| **first > known && (from..=to).contains(*first) && older(*node, **first))
+            .map(|((node, version), first)| (*node, *version, *first))
+            .collect();
+        new.sort_unstable_by_key(|(node, version, first)| (*first, *node, *version));
+        new
     }
 
     fn see(&mut self, node: NodeId, time: u64) {

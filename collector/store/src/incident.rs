@@ -18,6 +18,19 @@ pub struct Incident {
     pub diagnosis: Diagnosis,
     pub impact: Impact,
     pub trigger: Option<String>,
+    #[serde(default)]
+    pub changes: Vec<Change>,
+}
+
+/// A change of a service that came shortly before or with an incident.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    pub service: String,
+    /// `version`.
+    pub kind: String,
+    /// What it changed to.
+    pub to: String,
+    pub time: Nanos,
 }
 
 /// A ranking with its evidence.

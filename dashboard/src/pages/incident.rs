@@ -24,6 +24,7 @@ struct IncidentPage {
     hops: Vec<[String; 4]>,
     symptoms: Vec<[String; 5]>,
     timeline: Vec<[String; 3]>,
+    changes: Vec<String>,
     window: String,
 }
 
@@ -82,6 +83,11 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) 
         hops,
         symptoms,
         timeline,
+        changes: incident
+            .changes
+            .iter()
+            .map(|c| format!("{} {} first heard at {}", c.service, c.to, times::day_and_clock(c.time)))
+            .collect(),
         window: format!("?from={}&to={}", encode(&times::rfc3339(shown.from)), encode(&times::rfc3339(shown.to))),
         incident,
     })
