@@ -64,6 +64,9 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
         let edge = topology["edges"].as_array()?.iter().find(|e| e["from"] == "service:orders" && e["to"] == "service:payments")?.clone();
         (edge["calls"] == 9 * 60 * 5).then_some(topology)
     });
+    let orders = server.api("/api/v1/services/orders?from=now-20m");
+    assert_eq!(orders["callers"][0]["service"], "gateway", "{orders}");
+    assert_eq!(orders["callees"].as_array().map(Vec::len), Some(2), "{orders}");
     assert_eq!(topology["nodes"].as_array().map(Vec::len), Some(5), "an address is no node of its own: {topology}");
 
     server.kill();

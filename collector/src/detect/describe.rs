@@ -51,7 +51,7 @@ pub fn diagnosis(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo
 }
 
 pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> noun::Incident {
-    let (before, after) = (incident.baseline(), incident.windows(until));
+    let (before, after) = (incident.baseline(), incident.windows(incident.sick_until(until)));
     let found = Diagnosis { candidates: incident.candidates.clone(), symptoms: incident.symptoms.clone() };
     let diagnosis = diagnosis(observed, &found, &before, &after);
     let impact = impact(observed, &found, &before, &after);

@@ -82,6 +82,11 @@ impl Incident {
         begin.saturating_sub(BASELINE_MAX).max(self.first)..begin
     }
 
+    /// The latest window in which its origin was sick, as seen from one.
+    pub fn sick_until(&self, window: WindowNo) -> WindowNo {
+        window.saturating_sub(self.quiet).max(self.onset_window())
+    }
+
     /// Its own windows up to and including one.
     pub fn windows(&self, until: WindowNo) -> Range<WindowNo> {
         let begin = self.onset_window();

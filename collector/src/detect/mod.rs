@@ -30,6 +30,9 @@ use windows::{Subject, WindowNo, Windows, window_of};
 /// How far back a baseline reaches.
 pub const BASELINE: u64 = 1800 * 1_000_000_000;
 
+/// Versions that are remembered: a service that makes up a new one with each start must not fill the memory.
+const VERSIONS_MAX: usize = 20_000;
+
 /// Everything that was seen, as far back as a baseline reaches.
 #[derive(Default)]
 pub struct Observed {
@@ -62,8 +65,10 @@ impl Observed {
         }
         for (node, version, time) in facts.versions {
             self.first = Some(self.first.map_or(time, |first| first.min(time)));
-            let first = self.versions.entry((node, version)).or_insert(time);
-            *first = (*first).min(time);
+            if self.versions.len() < VERSIONS_MAX || self.versions.contains_key(&(node, version)) {
+                let first = self.versions.entry((node, version)).or_insert(time);
+                *first = (*first).min(time);
+            }
         }
         for (from, to, time) in facts.edges {
             self.windows.told_edges.insert((from, to), time);

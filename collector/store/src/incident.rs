@@ -1,7 +1,7 @@
 //! The nouns of failure: an incident, who is at its origin, how it spread and whom it hurts; and the graph of who calls whom. The collector
 //! finds them, `meta.db` keeps incidents, pages and the API draw them. Times are event times in nanoseconds.
 
-use crate::{Error, Nanos, Reader};
+use crate::{Error, Nanos, Reader, Service};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
@@ -138,6 +138,26 @@ pub struct TopologyEdge {
     /// Mean time that the caller waited, and how much of it no span of the callee explains.
     pub mean_ms: f64,
     pub gap_ms: f64,
+}
+
+/// Nodes beside another one, each with the edge between.
+pub type Neighbours<'a> = Vec<(&'a TopologyNode, &'a TopologyEdge)>;
+
+impl Topology {
+    /// The calls to a service and from it, busiest first: the node at the other end, and the edge.
+    pub fn around(&self, service: &Service) -> (Neighbours<'_>, Neighbours<'_>) {
+        let this = |n: &&TopologyNode| {
+            n.kind == "service" && n.name == service.name && n.namespace == service.namespace && n.environment == service.environment
+        };
+        let Some(this) = self.nodes.iter().find(this) else { return Default::default() };
+        let node = |id: &str| self.nodes.iter().find(|n| n.id == id);
+        let mut callers: Vec<_> = self.edges.iter().filter(|e| e.to == this.id).filter_map(|e| Some((node(&e.from)?, e))).collect();
+        let mut callees: Vec<_> = self.edges.iter().filter(|e| e.from == this.id).filter_map(|e| Some((node(&e.to)?, e))).collect();
+        for side in [&mut callers, &mut callees] {
+            side.sort_by(|a, b| b.1.calls.cmp(&a.1.calls).then_with(|| a.0.id.cmp(&b.0.id)));
+        }
+        (callers, callees)
+    }
 }
 
 /// Which incidents a question is about.

@@ -8,6 +8,7 @@ use crate::health::{State as Health, judge};
 use crate::times;
 use axum::extract::{Path, State};
 use axum::response::Response;
+use firstfall_store::incident::{TopologyEdge, TopologyNode};
 use firstfall_store::query::{ServiceQuestion, ServiceSummary};
 use firstfall_store::sql::span_kind;
 use serde_json::{Value as Json, json};
@@ -77,7 +78,20 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
         return Err(ApiError::not_found(format!("no service {name:?} was heard in this range")));
     };
     let identity = service.summary.service.clone();
-    let exact = ServiceQuestion { namespace: Some(identity.namespace), environment: Some(identity.environment), ..question };
+    let exact =
+        ServiceQuestion { namespace: Some(identity.namespace.clone()), environment: Some(identity.environment.clone()), ..question };
+    let insight = app.insight.clone();
+    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(MINUTE)))).await?;
+    let (callers, callees) = topology.around(&identity);
+    let side = |edges: &[(&TopologyNode, &TopologyEdge)]| -> Json {
+        edges
+            .iter()
+            .map(|(node, edge)| {
+                json!({"node": node.id, "service": node.name, "namespace": node.namespace, "environment": node.environment, "kind": node.kind,
+                    "calls": edge.calls, "errors": edge.errors, "latency_ms": {"mean": edge.mean_ms, "unexplained": edge.gap_ms}})
+            })
+            .collect()
+    };
     let operations = ask(&app, move |reader, budget| reader.operations(&exact, budget)).await?;
     let operations: Vec<Json> = operations
         .iter()
@@ -93,8 +107,8 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
         .collect();
     let mut answer = service_json(service, &range);
     answer["operations"] = Json::Array(operations);
-    answer["callers"] = json!([]);
-    answer["callees"] = json!([]);
+    answer["callers"] = side(&callers);
+    answer["callees"] = side(&callees);
     answer["instance_list"] = service
         .summary
         .instances

@@ -9,6 +9,7 @@ use crate::error::ApiError;
 use crate::times;
 use askama::Template;
 use axum::extract::{Path, State};
+use firstfall_store::incident::{TopologyEdge, TopologyNode};
 use firstfall_store::query::{LogQuestion, SearchQuestion, ServiceQuestion};
 use firstfall_store::sql::span_kind;
 
@@ -32,6 +33,34 @@ struct ServicePage {
     logs: Vec<LogRow>,
     name_encoded: String,
     others: Vec<(String, String)>,
+    /// Title, rows, and what is said when there are none.
+    around: [(&'static str, Vec<EdgeRow>, &'static str); 2],
+}
+
+struct EdgeRow {
+    name: String,
+    kind: String,
+    href: String,
+    calls: String,
+    errors: String,
+    failing: bool,
+    mean: String,
+}
+
+fn edge_rows(edges: &[(&TopologyNode, &TopologyEdge)], seconds: f64) -> Vec<EdgeRow> {
+    edges
+        .iter()
+        .take(ROWS_MAX)
+        .map(|(node, edge)| EdgeRow {
+            name: node.name.clone(),
+            kind: node.kind.clone(),
+            href: format!("/map?focus={}", encode(&node.id)),
+            calls: number(edge.calls as f64 / seconds),
+            errors: number(100.0 * edge.errors as f64 / edge.calls.max(1) as f64),
+            failing: edge.errors * 100 > edge.calls && edge.calls >= 20,
+            mean: number(edge.mean_ms),
+        })
+        .collect()
 }
 
 struct OperationRow {
@@ -62,6 +91,10 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
     }
     let chosen = all.remove(0);
     let identity = chosen.summary.service.clone();
+    let insight = app.insight.clone();
+    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(60_000_000_000)))).await?;
+    let (callers, callees) = topology.around(&identity);
+    let (callers, callees) = (edge_rows(&callers, range.seconds()), edge_rows(&callees, range.seconds()));
     let others = all
         .iter()
         .map(|o| {
@@ -185,6 +218,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
         failed: trace_rows(&failed.traces),
         logs: log_rows(&logs.logs),
         others,
+        around: [("Who calls it", callers, "No call to it was seen."), ("Whom it calls", callees, "It calls nobody that was seen.")],
         frame,
     })
 }
