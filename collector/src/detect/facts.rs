@@ -7,6 +7,7 @@ use firstfall_store::value::{Resource, Stored, text_of};
 use firstfall_store::{Service, Signal};
 use hashbrown::HashMap;
 
+pub const INTERNAL: u8 = 1;
 pub const SERVER: u8 = 2;
 pub const CLIENT: u8 = 3;
 pub const PRODUCER: u8 = 4;

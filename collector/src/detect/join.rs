@@ -230,3 +230,57 @@ fn count(trace: &Trace, windows: &mut Windows) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::facts::INTERNAL;
+    use proptest::prelude::*;
+
+    fn span(id: u64, parent: u64, node: NodeId, start: u64, end: u64) -> SpanFact {
+        SpanFact {
+            trace: [1; 16],
+            span: id,
+            parent,
+            node,
+            operation: 0,
+            kind: INTERNAL,
+            start,
+            end,
+            failed: false,
+            request: false,
+            peer: None,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn own_time_is_what_no_child_covers(parent in (0u64..40, 0u64..40), children in prop::collection::vec((0u64..60, 0u64..60), 0..6)) {
+            let (start, end) = (parent.0.min(parent.1), parent.0.max(parent.1));
+            let mut spans = vec![span(1, 0, 0, start, end)];
+            for (n, (a, b)) in children.iter().enumerate() {
+                spans.push(span(n as u64 + 2, 1, 0, *a.min(b), *a.max(b)));
+            }
+            let tree = Tree::of(&spans);
+            // The slow and obvious way: each nanosecond by itself.
+            let expected = (start..end).filter(|t| !spans[1..].iter().any(|c| c.start <= *t && *t < c.end)).count() as u64;
+            prop_assert_eq!(tree.own_ns(0, &[], &mut Vec::new()), expected);
+        }
+
+        #[test]
+        fn any_parents_at_all_are_counted_and_come_to_an_end(parents in prop::collection::vec((0u64..8, 0u32..3), 1..12)) {
+            let spans = parents.iter().enumerate().map(|(n, (parent, node))| span(n as u64 % 7 + 1, *parent, *node, n as u64, n as u64 + 5));
+            let (mut join, mut windows) = (Join::default(), Windows::default());
+            spans.for_each(|span| join.add_span(span));
+            join.settle(u64::MAX, &mut windows);
+            prop_assert_eq!(join.pending, 0);
+            let counted: u32 = windows
+                .series
+                .iter()
+                .filter(|(subject, _)| matches!(subject, Subject::Own { .. } | Subject::Call { .. }))
+                .map(|(_, series)| series.total(0, u32::MAX).count)
+                .sum();
+            prop_assert_eq!(counted as usize, parents.len(), "every span is work of its node or a call");
+        }
+    }
+}
