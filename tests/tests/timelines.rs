@@ -46,9 +46,22 @@ fn minute(second: u64) -> u64 {
     second / 60
 }
 
+/// `QUIET_MINUTES=6000` for a hundred hours.
 #[test]
-fn twenty_quiet_minutes_raise_nothing() {
-    assert!(run(20, false, |_| Fault::default()).is_empty());
+fn quiet_minutes_raise_nothing() {
+    let minutes = std::env::var("QUIET_MINUTES").ok().and_then(|m| m.parse().ok()).unwrap_or(20);
+    let incidents = run(minutes, false, |_| Fault::default());
+    assert!(incidents.is_empty(), "{incidents:#?}");
+}
+
+#[test]
+fn a_few_failing_requests_a_minute_are_ordinary_life() {
+    assert!(run(15, false, |s| Fault { payments_fails: if s % 30 == 0 { 20 } else { 0 }, ..Fault::default() }).is_empty());
+}
+
+#[test]
+fn a_deployment_that_changes_nothing_raises_nothing() {
+    assert!(run(15, false, |s| Fault { payments_new: minute(s) >= 9, ..Fault::default() }).is_empty());
 }
 
 #[test]
