@@ -183,7 +183,8 @@ fn count(trace: &Trace, windows: &mut Windows) {
             if let (Some(callee), Some(address), CLIENT) = (callee, peer, span.kind) {
                 windows.learn_address(address, callee, span.end);
             }
-            callee.or(peer.map(|peer| windows.node_at(peer, span.end)))
+            // What is produced goes to its queue, and from there to whoever takes it; see below.
+            if span.kind == PRODUCER && peer.is_some() { peer } else { callee.or(peer.map(|peer| windows.node_at(peer, span.end))) }
         })
         .collect();
     // When a part of a request was waiting for calls, by its top span.
@@ -202,9 +203,13 @@ fn count(trace: &Trace, windows: &mut Windows) {
         match to {
             Some(to) => {
                 windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(span.end.saturating_sub(span.start), span.failed));
-                if span.kind != PRODUCER {
-                    windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
+                if span.kind == PRODUCER && span.peer == Some(to) {
+                    for taken in tree.children(at).filter(|child| child.kind == CONSUMER && child.node != span.node) {
+                        let duration = taken.end.saturating_sub(taken.start);
+                        windows.add(Subject::Call { from: to, to: taken.node }, taken.end, &Cell::of(duration, taken.failed));
+                    }
                 }
+                windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
                 if reach(top, Event::Calls(to)) {
                     let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Calls(to) };
                     windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });

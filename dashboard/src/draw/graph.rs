@@ -128,7 +128,7 @@ pub fn map(nodes: &[(String, String, String)], edges: &[MapEdge], href: &dyn Fn(
     }
     for (node, (id, name, kind)) in nodes.iter().enumerate() {
         let (x, y) = places[node];
-        let round = if kind == "service" { 6.0 } else { 13.0 };
+        let round = if kind.starts_with("service") { 6.0 } else { 13.0 };
         let _ = write!(
             svg,
             r#"<a href="{}"><title>{} ({})</title><rect class="node {}" x="{x:.0}" y="{y:.0}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="{round}"/><text class="label" x="{:.0}" y="{:.0}">{}</text></a>"#,
@@ -193,7 +193,7 @@ fn lanes_across(across: f64, from: u64, to: u64, end: u64, lanes: &[Lane<'_>]) -
         r#"<svg class="chart" viewBox="0 0 {across} {height}" role="img" aria-label="{} services in the order in which they fell">"#,
         lanes.len()
     );
-    time_axis(&mut svg, from, to, height, |time| x(time).max(left));
+    time_axis(&mut svg, from, to, if across >= WIDE { 4 } else { 2 }, height, |time| x(time).max(left));
     for (row, lane) in lanes.iter().enumerate() {
         let y = TOP + row as f64 * TALL;
         let (start, stop) = (x(lane.onset), x(end));

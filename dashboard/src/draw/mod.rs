@@ -51,13 +51,13 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// Five times below a chart, from its left to its right edge.
-fn time_axis(svg: &mut String, from: u64, to: u64, height: f64, x: impl Fn(u64) -> f64) {
-    for part in 0..=4u64 {
-        let time = from + (to - from) / 4 * part;
+/// Times below a chart, from its left to its right edge, which they cut into so many parts.
+fn time_axis(svg: &mut String, from: u64, to: u64, parts: u64, height: f64, x: impl Fn(u64) -> f64) {
+    for part in 0..=parts {
+        let time = from + (to - from) / parts * part;
         let anchor = match part {
             0 => "start",
-            4 => "end",
+            p if p == parts => "end",
             _ => "middle",
         };
         let _ = write!(
@@ -95,7 +95,7 @@ pub fn lines(title: &str, unit: &str, from: u64, to: u64, step: u64, lines: &[Li
         let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{NARROW}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
-    time_axis(&mut svg, from, to, HEIGHT, x);
+    time_axis(&mut svg, from, to, 4, HEIGHT, x);
     for line in lines {
         let mut path = String::new();
         let mut before: Option<u64> = None;
@@ -154,7 +154,7 @@ fn bars_across(across: f64, title: &str, from: u64, to: u64, step: u64, bars: &[
         let _ = write!(svg, r#"<line class="grid" x1="{LEFT}" x2="{across}" y1="{at:.1}" y2="{at:.1}"/>"#);
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{}</text>"#, LEFT - 6.0, at + 3.5, number(value));
     }
-    time_axis(&mut svg, from, to, height, x);
+    time_axis(&mut svg, from, to, 4, height, x);
     for (start, parts) in bars {
         let mut bottom = height - BOTTOM;
         for (part, class) in parts.iter().zip(["fine", "warn", "bad"]) {
@@ -200,7 +200,7 @@ fn scatter_across(across: f64, from: u64, to: u64, dots: &[(u64, u64, bool, Stri
         let _ = write!(svg, r#"<text class="axis" x="{:.0}" y="{:.1}" text-anchor="end">{label}</text>"#, LEFT - 4.0, at + 3.5);
         tick *= 10.0;
     }
-    time_axis(&mut svg, from, to, HEIGHT, x);
+    time_axis(&mut svg, from, to, 4, HEIGHT, x);
     for (time, duration, error, id) in dots {
         let (cx, cy) = (x(*time), y(*duration as f64));
         let id = escape(id);
