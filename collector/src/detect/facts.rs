@@ -348,8 +348,9 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinni
     for row in 0..batch.rows() {
         let (node, _, severity) = lanes[batch.lane[row] as usize];
         let trace = batch.trace_id(row).unwrap_or_default().0;
-        if !thinning.keeps(&trace) {
-            continue; // records without a trace are all kept: their id is zero
+        // Records without a trace are all kept: their id is zero. Those below INFO come and go with the level that somebody has set.
+        if !thinning.keeps(&trace) || (severity != 0 && severity < 9) {
+            continue;
         }
         let words = &batch.values[batch.values_start[row] as usize..];
         let body = batch.shape_of(row).iter().zip(words).find(|(column, _)| {

@@ -26,6 +26,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 const WAITING_BYTES_MAX: usize = 32 << 20;
 /// With more than this waiting, half as many traces are looked at.
 const WAITING_BYTES_MUCH: usize = 8 << 20;
+/// Looking at batches may take this part of a core; past it half as many traces are looked at. Detection is a guest of ingest.
+const BUSY_MAX: f64 = 0.25;
 /// As many as before are looked at again after so long a time without that.
 const THINNED_FOR: Duration = Duration::from_secs(60);
 /// Windows that are kept: a baseline, an incident of an hour, and some.
@@ -146,6 +148,10 @@ struct Watcher {
     moved: Instant,
     /// When the thinning last changed.
     thinned: Instant,
+    /// Time spent on looking at batches since `measured`, and the part of a core that it was before.
+    busy: Duration,
+    measured: Instant,
+    busy_share: f64,
 }
 
 impl Watcher {
@@ -158,6 +164,9 @@ impl Watcher {
             watermark: 0,
             moved: Instant::now(),
             thinned: Instant::now(),
+            busy: Duration::ZERO,
+            measured: Instant::now(),
+            busy_share: 0.0,
         }
     }
 
@@ -176,7 +185,14 @@ impl Watcher {
             };
             self.thin(left);
             if let Some(batch) = batch {
+                let start = Instant::now();
                 lock(&self.shared.observed).add(&batch);
+                self.busy += start.elapsed();
+            }
+            let passed = self.measured.elapsed();
+            if passed > Duration::from_secs(1) {
+                self.busy_share = self.busy.as_secs_f64() / passed.as_secs_f64();
+                (self.busy, self.measured) = (Duration::ZERO, Instant::now());
             }
             self.advance();
         }
@@ -186,13 +202,18 @@ impl Watcher {
     fn thin(&mut self, waiting: usize) {
         let mut observed = lock(&self.shared.observed);
         let now = observed.thinning.0;
-        let much = waiting > WAITING_BYTES_MUCH || observed.fill() > 0.8;
+        let much = waiting > WAITING_BYTES_MUCH || observed.fill() > 0.8 || self.busy_share > BUSY_MAX;
         // A change needs a moment to show.
-        if much && now < Thinning::MAX && self.thinned.elapsed() > Duration::from_secs(1) {
+        if much && now < Thinning::MAX && self.thinned.elapsed() > Duration::from_millis(1500) {
             observed.thinning = Thinning(now + 1);
             self.thinned = Instant::now();
             tracing::info!(one_in = 1u32 << (now + 1), "more traces arrive than detection can look at; it looks at some of them");
-        } else if !much && now > 0 && waiting < WAITING_BYTES_MUCH / 8 && self.thinned.elapsed() > THINNED_FOR {
+        } else if !much
+            && now > 0
+            && waiting < WAITING_BYTES_MUCH / 8
+            && self.busy_share < BUSY_MAX / 3.0
+            && self.thinned.elapsed() > THINNED_FOR
+        {
             observed.thinning = Thinning(now - 1);
             self.thinned = Instant::now();
         }
