@@ -129,7 +129,7 @@ fn symptom(names: &Names, s: &Symptom) -> noun::Symptom {
 }
 
 fn rounded(value: f64) -> f64 {
-    if value == 0.0 || !value.is_finite() {
+    if value.abs() < 1e-12 || !value.is_finite() {
         return 0.0;
     }
     let scale = 10f64.powf(4.0 - value.abs().log10().ceil());
@@ -342,7 +342,7 @@ fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, afte
     let mut hurt = 0.0;
     for (subject, series) in &observed.windows.series {
         let Subject::Request { node, operation } = subject else { continue };
-        if !entries.contains(node) {
+        if entries.binary_search(node).is_err() {
             continue;
         }
         let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));

@@ -348,8 +348,13 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinni
     for row in 0..batch.rows() {
         let (node, _, severity) = lanes[batch.lane[row] as usize];
         let trace = batch.trace_id(row).unwrap_or_default().0;
-        // Records without a trace are all kept: their id is zero. Those below INFO come and go with the level that somebody has set.
-        if !thinning.keeps(&trace) || (severity != 0 && severity < 9) {
+        // Those below INFO come and go with the level that somebody has set.
+        if severity != 0 && severity < 9 {
+            continue;
+        }
+        // Every record counts, as a rate is judged by all of them; only what a request says is left out with its trace.
+        if !thinning.keeps(&trace) {
+            facts.logs.push(LogFact { node, time: batch.time[row], severity, pattern: 0, trace: [0; 16], span: 0 });
             continue;
         }
         let words = &batch.values[batch.values_start[row] as usize..];
@@ -387,6 +392,8 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
                 (Field::Value, _) => value = number,
                 (Field::Count, _) => count = number,
                 (Field::Sum, _) => sum = number,
+                (Field::Attribute, ValueRef::Int(number)) => attributes.push_str(&format!(" {}={number}", batch.strings.str(column.key))),
+                (Field::Attribute, ValueRef::Bool(value)) => attributes.push_str(&format!(" {}={value}", batch.strings.str(column.key))),
                 (Field::Attribute, ValueRef::Str(text)) => {
                     match batch.strings.str(column.key) {
                         "client" => client = text,
@@ -439,7 +446,7 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
                 push("", measure, value, cumulative, 0.0);
             }
             (3..=5, _, Some(count), Some(sum)) if is_time => {
-                push(" mean", Measure::Latency, if count > 0.0 { sum * seconds / count } else { 0.0 }, false, count);
+                push(" mean", Measure::Latency, if count > 0.0 { sum * seconds / count } else { 0.0 }, cumulative, count);
             }
             _ => {}
         }

@@ -249,18 +249,20 @@ fn is_sick(candidate: &Candidate) -> bool {
 /// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, which hurts more than a
 /// few requests and more than a small part of them.
 fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, baseline: usize) -> bool {
+    if candidate.explained_by.is_some() || !candidate.evidence.iter().any(|s| s.unprecedented && s.score >= OPEN_SCORE) {
+        return false;
+    }
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
-    candidate.explained_by.is_none()
-        && candidate.evidence.iter().any(|s| {
-            let least = if s.signal.is_of_points() { HARMED_MIN / 600.0 } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
-            // Before there is a baseline only the objective speaks: failures.
-            if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
-                return false;
-            }
-            let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
-            known && s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
-        })
+    candidate.evidence.iter().any(|s| {
+        let least = if s.signal.is_of_points() { HARMED_MIN / 600.0 } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
+        // Before there is a baseline only the objective speaks: failures.
+        if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
+            return false;
+        }
+        let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
+        known && s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
+    })
 }
 
 /// When it began, by the series of its strongest symptom that has one.

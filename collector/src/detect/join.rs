@@ -4,11 +4,15 @@
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
 use super::windows::{Cell, Event, LogClass, Subject, Windows};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 /// Spans that wait for the rest of their traces; with the trace around it one takes about 250 bytes. Past it the oldest traces are counted
 /// as they are.
 const PENDING_MAX: usize = 150_000;
+
+/// Calls of one part of a request that are looked at when own time is reckoned: a batch job makes tens of thousands, and each of its spans
+/// is compared with all of them.
+const CALLS_MAX: usize = 256;
 
 #[derive(Default)]
 struct Trace {
@@ -26,7 +30,10 @@ pub struct Join {
 }
 
 impl Join {
-    pub fn add_span(&mut self, fact: SpanFact) {
+    pub fn add_span(&mut self, fact: SpanFact, windows: &mut Windows) {
+        if self.pending >= PENDING_MAX {
+            self.settle(0, windows);
+        }
         let trace = self.traces.entry(fact.trace).or_default();
         trace.newest = trace.newest.max(fact.end);
         trace.spans.push(fact);
@@ -45,7 +52,8 @@ impl Join {
         }
         let failed = Cell { errors: (fact.severity >= 17).into(), ..one };
         windows.add(Subject::Pattern { node: fact.node, pattern: fact.pattern }, fact.time, &failed);
-        if fact.trace != [0; 16] && fact.span != 0 {
+        // Logs that come before their traces must not fill the room: without its trace a record is still counted.
+        if fact.trace != [0; 16] && fact.span != 0 && self.pending < PENDING_MAX / 2 {
             let trace = self.traces.entry(fact.trace).or_default();
             trace.newest = trace.newest.max(fact.time);
             trace.logs.push(fact);
@@ -65,7 +73,7 @@ impl Join {
             self.pending -= trace.spans.len() + trace.logs.len();
             count(&trace, windows);
         }
-        if self.pending > PENDING_MAX {
+        if self.pending >= PENDING_MAX {
             let mut ages: Vec<u64> = self.traces.values().map(|trace| trace.newest).collect();
             let middle = ages.len() / 2;
             let median = *ages.select_nth_unstable(middle).1;
@@ -144,35 +152,40 @@ impl<'a> Tree<'a> {
         span.end.saturating_sub(span.start).saturating_sub(covered)
     }
 
-    /// The first span of the service's part in this request: the nearest one above that took it in.
-    fn top(&self, at: usize) -> usize {
-        let mut top = at;
-        // A cycle of parents ends after as many steps as there are spans.
-        for _ in 0..self.spans.len() {
-            if matches!(self.spans[top].kind, SERVER | CONSUMER) {
-                break;
-            }
-            match self.parent[top] {
-                Some(parent) if self.spans[parent as usize].node == self.spans[at].node => top = parent as usize,
-                _ => break,
-            }
+    /// Of each span the first one of its service's part in this request: the nearest one above that took it in.
+    fn tops(&self) -> Vec<usize> {
+        const UNKNOWN: usize = usize::MAX;
+        let mut tops = vec![UNKNOWN; self.spans.len()];
+        let mut path = Vec::new();
+        for start in 0..self.spans.len() {
+            let mut at = start;
+            // Each span is walked over once; in a cycle of parents the walk meets itself, and ends there.
+            let top = loop {
+                if tops[at] != UNKNOWN {
+                    break tops[at];
+                }
+                tops[at] = at;
+                path.push(at);
+                if matches!(self.spans[at].kind, SERVER | CONSUMER) {
+                    break at;
+                }
+                match self.parent[at] {
+                    Some(parent) if self.spans[parent as usize].node == self.spans[at].node => at = parent as usize,
+                    _ => break at,
+                }
+            };
+            path.drain(..).for_each(|at| tops[at] = top);
         }
-        top
+        tops
     }
 }
 
 fn count(trace: &Trace, windows: &mut Windows) {
     let tree = Tree::of(&trace.spans);
-    // What each part of the request has reached; a part reaches few things, so a list is searched.
-    let mut reached: Vec<Vec<Event>> = vec![Vec::new(); trace.spans.len()];
-    let mut reach = |top: usize, event: Event| {
-        let news = !reached[top].contains(&event);
-        if news {
-            reached[top].push(event);
-        }
-        news
-    };
-    let tops: Vec<usize> = (0..trace.spans.len()).map(|at| tree.top(at)).collect();
+    // What each part of the request has reached.
+    let mut reached: HashSet<(usize, Event)> = HashSet::new();
+    let mut reach = |top: usize, event: Event| reached.insert((top, event));
+    let tops = tree.tops();
     let callees: Vec<Option<NodeId>> = trace
         .spans
         .iter()
@@ -191,7 +204,10 @@ fn count(trace: &Trace, windows: &mut Windows) {
     let mut calls: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
     let mut covers = Vec::new();
     for (at, span) in trace.spans.iter().enumerate().filter(|(at, _)| callees[*at].is_some()) {
-        calls.entry(tops[at]).or_default().push((span.start, span.end));
+        let calls = calls.entry(tops[at]).or_default();
+        if calls.len() < CALLS_MAX {
+            calls.push((span.start, span.end));
+        }
     }
     for (at, span) in trace.spans.iter().enumerate() {
         let to = callees[at];
@@ -227,7 +243,7 @@ fn count(trace: &Trace, windows: &mut Windows) {
     }
     for log in &trace.logs {
         let Some(at) = tree.find(log.span) else { continue };
-        let top = tree.top(at as usize);
+        let top = tops[at as usize];
         if reach(top, Event::Says(log.pattern)) {
             let request = &trace.spans[top];
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Says(log.pattern) };
@@ -258,6 +274,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_hundred_thousand_spans_in_a_row_or_side_by_side_are_counted_at_once() {
+        const SPANS: u64 = 100_000;
+        for parent_of in [|n: u64| n, |_: u64| 1] {
+            let (mut join, mut windows) = (Join::default(), Windows::default());
+            join.add_span(span(1, 0, 0, 0, SPANS), &mut windows);
+            for n in 1..SPANS {
+                // Every other one calls another node.
+                join.add_span(span(n + 1, parent_of(n), (n % 2) as NodeId, n, n + 1), &mut windows);
+            }
+            join.settle(u64::MAX, &mut windows);
+            assert_eq!(join.pending, 0);
+        }
+    }
+
     proptest! {
         #[test]
         fn own_time_is_what_no_child_covers(parent in (0u64..40, 0u64..40), children in prop::collection::vec((0u64..60, 0u64..60), 0..6)) {
@@ -276,7 +307,7 @@ mod tests {
         fn any_parents_at_all_are_counted_and_come_to_an_end(parents in prop::collection::vec((0u64..8, 0u32..3), 1..12)) {
             let spans = parents.iter().enumerate().map(|(n, (parent, node))| span(n as u64 % 7 + 1, *parent, *node, n as u64, n as u64 + 5));
             let (mut join, mut windows) = (Join::default(), Windows::default());
-            spans.for_each(|span| join.add_span(span));
+            spans.for_each(|span| join.add_span(span, &mut windows));
             join.settle(u64::MAX, &mut windows);
             prop_assert_eq!(join.pending, 0);
             let counted: u32 = windows

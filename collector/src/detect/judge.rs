@@ -203,13 +203,15 @@ fn sick_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
     if sick.len() * 4 > windows.len() { Vec::new() } else { sick }
 }
 
-/// Counts in each window, also in those in which nothing happened.
-fn counts(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
-    let mut counts = vec![0.0; range.len()];
-    for (window, cell) in series.range(range.start, range.end) {
-        counts[(window - range.start) as usize] = f64::from(cell.count);
-    }
-    counts
+/// Counts in each window in which `all` has anything: a gap in the telemetry is not a time without errors.
+fn counts(series: &Series, all: &Series, range: &Range<WindowNo>) -> Vec<f64> {
+    let mut hits = series.range(range.start, range.end).peekable();
+    all.range(range.start, range.end)
+        .map(|(window, _)| {
+            while hits.next_if(|(w, _)| w < window).is_some() {}
+            hits.next_if(|(w, _)| w == window).map_or(0.0, |(_, cell)| f64::from(cell.count))
+        })
+        .collect()
 }
 
 /// Below this a change may be chance: one in a thousand subjects, and thousands are looked at.
@@ -306,7 +308,11 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                 entry.1.add(&is);
             }
             Subject::Logs { node, class: LogClass::Error } => {
-                let (old, new) = (counts(series, before), counts(series, after));
+                let Some(all) = windows.get(&Subject::Logs { node, class: LogClass::All }) else { continue };
+                let (old, new) = (counts(series, all, before), counts(series, all, after));
+                if old.is_empty() {
+                    continue;
+                }
                 let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
                 let deviation = (old.iter().map(|v| (v - mean(&old)).powi(2)).sum::<f64>() / old.len().max(1) as f64).sqrt();
                 found.push(Symptom {
@@ -425,9 +431,10 @@ fn point_symptom(
         (Some((first, ..)), Some((last, ..))) if series.values.len() > 1 => (last - first) / (series.values.len() as u64 - 1),
         _ => 0,
     };
-    let start = (u64::from(stretches.before.start) * WINDOW).min(stretches.since.saturating_sub((POINTS_OF_BASELINE + 2) * interval));
+    let start =
+        (u64::from(stretches.before.start) * WINDOW).min(stretches.since.saturating_sub((POINTS_OF_BASELINE + 2).saturating_mul(interval)));
     // Where points are further apart than the stretch is long, the present is the two latest.
-    let since = stretches.since.min(stretches.until.saturating_sub(2 * interval));
+    let since = stretches.since.min(stretches.until.saturating_sub(interval.saturating_mul(2)));
     let split = |series: &PointSeries| {
         let between =
             |from: u64, to: u64| series.values.iter().filter(move |(time, ..)| *time > from && *time <= to).map(|(_, value, _)| *value);
@@ -440,7 +447,8 @@ fn point_symptom(
     let n = (old.len() as u64, new.len() as u64);
     let sibling = |from: &str, to: &str| {
         let sibling = name.replacen(from, to, 1);
-        windows.points.iter().find(|((n, m), _)| *n == node && names.text_of(*m) == sibling).map(|(_, series)| series)
+        // A counter of calls without “requests” in its name is not its own counter of errors.
+        if sibling == name { None } else { windows.points.get(&(node, names.find_text(&sibling)?)) }
     };
     let seconds = (stretches.until - since) as f64 / 1e9;
     let sum = |v: &[f64]| v.iter().sum::<f64>();

@@ -53,7 +53,7 @@ impl Observed {
         let facts = facts::of(batch, &mut self.names, self.thinning);
         for span in facts.spans {
             self.see(span.node, span.end);
-            self.join.add_span(span);
+            self.join.add_span(span, &mut self.windows);
         }
         for log in facts.logs {
             self.see(log.node, log.time);
@@ -71,7 +71,18 @@ impl Observed {
             }
         }
         for (from, to, time) in facts.edges {
-            self.windows.told_edges.insert((from, to), time);
+            self.windows.tell_edge(from, to, time);
+        }
+    }
+
+    /// Forgets what no baseline reaches.
+    pub fn forget_before(&mut self, window: WindowNo) {
+        self.windows.forget_before(window);
+        let time = u64::from(window) * WINDOW;
+        self.newest_of.retain(|_, newest| *newest >= time);
+        // A version counts as new for a quarter of an hour; the oldest of a node must stay, to tell it from a service that is new itself.
+        if self.versions.len() >= VERSIONS_MAX {
+            self.versions.retain(|_, first| *first >= time);
         }
     }
 

@@ -60,6 +60,17 @@ const NODES_MAX: usize = 10_000;
 const TEXTS_MAX: usize = 200_000;
 const OTHER: &str = "(other)";
 
+/// Longer texts are cut: a name is for people, and the memory has an end.
+const TEXT_BYTES_MAX: usize = 512;
+
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 pub struct Names {
     nodes: Vec<Node>,
     node_ids: HashMap<Node, NodeId>,
@@ -76,15 +87,17 @@ impl Default for Names {
 }
 
 impl Names {
-    pub fn node_id(&mut self, node: Node) -> NodeId {
+    pub fn node_id(&mut self, mut node: Node) -> NodeId {
+        for text in [&mut node.service.name, &mut node.service.namespace, &mut node.service.environment] {
+            text.truncate(cut(text).len());
+        }
         if let Some(id) = self.node_ids.get(&node) {
             return *id;
         }
-        let node = if self.nodes.len() >= NODES_MAX && node.service.name != OTHER {
-            return self.node_id(Node { kind: NodeKind::External, service: Service::named(OTHER) });
-        } else {
-            node
-        };
+        let other = Node { kind: NodeKind::External, service: Service::named(OTHER) };
+        if self.nodes.len() >= NODES_MAX && node != other {
+            return self.node_id(other);
+        }
         let id = self.nodes.len() as NodeId;
         self.nodes.push(node.clone());
         self.node_ids.insert(node, id);
@@ -104,6 +117,7 @@ impl Names {
     }
 
     pub fn text(&mut self, text: &str) -> TextId {
+        let text = cut(text);
         if let Some(id) = self.text_ids.get(text) {
             return *id;
         }
@@ -114,6 +128,10 @@ impl Names {
         self.texts.push(text.into());
         self.text_ids.insert(text.into(), id);
         id
+    }
+
+    pub fn find_text(&self, text: &str) -> Option<TextId> {
+        self.text_ids.get(cut(text)).copied()
     }
 
     pub fn text_of(&self, id: TextId) -> &str {

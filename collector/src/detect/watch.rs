@@ -5,6 +5,7 @@ use super::facts::Thinning;
 use super::incidents::Incidents;
 use super::windows::WindowNo;
 use super::{BASELINE, Observed, describe};
+use crate::ingest::now;
 use firstfall_store::batch::Batch;
 use firstfall_store::incident::{Diagnosis, IncidentState, Topology};
 use firstfall_store::query::Budget;
@@ -221,14 +222,19 @@ impl Watcher {
 
     /// What the store holds of the last three quarters of an hour, so that a restart forgets nothing.
     fn remember(&mut self) {
-        let newest = self.reader.newest();
+        // A sender's clock may be hours ahead.
+        let newest = self.reader.newest().min(now());
         if newest == 0 {
             return;
         }
         let from = newest.saturating_sub(BASELINE + BASELINE / 2);
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
-            let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |_, batch| {
-                lock(&self.shared.observed).add(batch);
+            let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
+                let mut observed = lock(&self.shared.observed);
+                if signal == Signal::Traces {
+                    observed.settle(earliest.saturating_sub(120 * SECOND));
+                }
+                observed.add(batch);
             });
             if let Err(error) = result {
                 tracing::warn!(%error, "detection begins without all of its history");
@@ -252,7 +258,7 @@ impl Watcher {
     fn advance(&mut self) {
         let shared = self.shared.clone();
         let mut observed = lock(&shared.observed);
-        let newest = observed.watermark();
+        let newest = observed.watermark().min(now() + ALLOWANCE);
         if newest > self.watermark {
             self.watermark = newest;
             self.moved = Instant::now();
@@ -267,7 +273,7 @@ impl Watcher {
         if complete.saturating_sub(*next) > JUMP_MAX {
             *next = complete - JUMP_MAX;
         }
-        while *next < complete {
+        while *next < complete && !shared.stop.load(Ordering::Acquire) {
             observed.settle(u64::from(*next + 1) * WINDOW);
             let window = *next;
             *next += 1;
@@ -279,7 +285,7 @@ impl Watcher {
                 }
             }
             if window.is_multiple_of(30) {
-                observed.windows.forget_before(window.saturating_sub(KEPT));
+                observed.forget_before(window.saturating_sub(KEPT));
                 self.incidents.forget_before(window.saturating_sub(KEPT));
             }
         }

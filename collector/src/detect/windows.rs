@@ -83,9 +83,9 @@ impl Cell {
     }
 
     pub fn add(&mut self, other: &Cell) {
-        self.count += other.count;
-        self.errors += other.errors;
-        self.sum_ns += other.sum_ns;
+        self.count = self.count.saturating_add(other.count);
+        self.errors = self.errors.saturating_add(other.errors);
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
     }
 }
 
@@ -128,7 +128,8 @@ impl Series {
 pub struct PointSeries {
     pub measure: Measure,
     pub values: VecDeque<(u64, f64, f64)>,
-    last: Option<PointFact>,
+    /// The latest point of each counter in it, by when the counter began.
+    last: HashMap<u64, PointFact>,
 }
 
 /// Of each series of points so many are kept: an hour of one every ten seconds, a day and a half of one every five minutes.
@@ -136,6 +137,11 @@ const POINTS_MAX: usize = 400;
 /// Subjects beyond this many are left out, and counted.
 const SUBJECTS_MAX: usize = 300_000;
 const METRICS_MAX: usize = 100_000;
+/// Processes that count into one series at the same time.
+const COUNTERS_MAX: usize = 256;
+const TOLD_EDGES_MAX: usize = 20_000;
+/// Series of points and edges of which nothing came for so long (a day) are forgotten.
+const POINTS_FORGOTTEN: u64 = 86_400 * 1_000_000_000;
 
 #[derive(Default)]
 pub struct Windows {
@@ -166,24 +172,43 @@ impl Windows {
             self.left_out += 1;
             return;
         }
-        let series = self.points.entry(key).or_insert_with(|| PointSeries { measure: point.measure, values: VecDeque::new(), last: None });
-        let mut value = point.value;
+        let series =
+            self.points.entry(key).or_insert_with(|| PointSeries { measure: point.measure, values: VecDeque::new(), last: HashMap::new() });
+        let (mut value, mut weight) = (point.value, point.weight);
         if point.cumulative {
-            let before = series.last.replace(*point);
-            match before {
-                // A counter that begins again has counted its value since.
-                Some(before) if before.time < point.time => {
-                    if before.since == point.since && point.value >= before.value {
-                        value = point.value - before.value;
-                    }
-                }
-                _ => return,
+            // Each process counts for itself, since its own start.
+            if series.last.len() >= COUNTERS_MAX && !series.last.contains_key(&point.since) {
+                series.last.clear();
             }
+            let before = match series.last.get(&point.since) {
+                Some(before) if before.time >= point.time => return,
+                before => before.copied(),
+            };
+            series.last.insert(point.since, *point);
+            let Some(before) = before else { return };
+            (value, weight) = match point.measure {
+                // A mean: `value` is one over all of the counter's life, `weight` of how many.
+                Measure::Latency => {
+                    let count = point.weight - before.weight;
+                    if count <= 0.0 {
+                        return;
+                    }
+                    ((point.value * point.weight - before.value * before.weight) / count, count)
+                }
+                _ => ((point.value - before.value).max(0.0), weight),
+            };
         }
         let at = series.values.partition_point(|(time, ..)| *time <= point.time);
-        series.values.insert(at, (point.time, value, point.weight));
+        series.values.insert(at, (point.time, value, weight));
         if series.values.len() > POINTS_MAX {
             series.values.pop_front();
+        }
+    }
+
+    pub fn tell_edge(&mut self, from: NodeId, to: NodeId, time: u64) {
+        if self.told_edges.len() < TOLD_EDGES_MAX || self.told_edges.contains_key(&(from, to)) {
+            let seen = self.told_edges.entry((from, to)).or_insert(time);
+            *seen = (*seen).max(time);
         }
     }
 
@@ -210,11 +235,52 @@ impl Windows {
 
     /// Forgets what no baseline reaches.
     pub fn forget_before(&mut self, window: WindowNo) {
+        let oldest = (u64::from(window) * WINDOW).saturating_sub(POINTS_FORGOTTEN);
+        self.points.retain(|_, series| series.values.back().is_none_or(|(time, ..)| *time >= oldest));
+        self.told_edges.retain(|_, seen| *seen >= oldest);
+        self.addresses.retain(|_, (_, seen)| *seen >= oldest);
         self.series.retain(|_, series| {
             while series.cells.front().is_some_and(|(w, _)| *w < window) {
                 series.cells.pop_front();
             }
             !series.cells.is_empty()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(measure: Measure, points: &[(u64, u64, f64, f64)], expected: &[(f64, f64)]) {
+        let mut windows = Windows::default();
+        for (since, time, value, weight) in points {
+            let (value, weight) = (*value, *weight);
+            let point = PointFact { node: 0, metric: 1, measure, time: *time, value, cumulative: true, weight, since: *since };
+            windows.add_point(&point);
+        }
+        let values: Vec<(f64, f64)> = windows.points[&(0, 1)].values.iter().map(|(_, value, weight)| (*value, *weight)).collect();
+        assert_eq!(values, expected);
+    }
+
+    #[test]
+    fn a_cumulative_count_is_what_came_since_the_point_before_of_the_same_process() {
+        // Two processes count into one series; one begins again, and a late point says nothing new.
+        let points = [
+            (1, 10, 100.0, 0.0),
+            (2, 11, 500.0, 0.0),
+            (1, 20, 130.0, 0.0),
+            (2, 21, 501.0, 0.0),
+            (1, 15, 120.0, 0.0),
+            (3, 31, 7.0, 0.0),
+            (3, 41, 9.0, 0.0),
+        ];
+        check(Measure::Requests, &points, &[(30.0, 0.0), (1.0, 0.0), (2.0, 0.0)]);
+    }
+
+    #[test]
+    fn the_mean_of_a_cumulative_histogram_is_that_of_what_came_since() {
+        // 100 took a second each, then ten took three.
+        check(Measure::Latency, &[(1, 10, 1.0, 100.0), (1, 20, 130.0 / 110.0, 110.0), (1, 30, 130.0 / 110.0, 110.0)], &[(3.0, 10.0)]);
     }
 }

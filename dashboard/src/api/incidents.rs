@@ -79,8 +79,16 @@ fn diagnosis_json(diagnosis: &Diagnosis) -> Json {
     })
 }
 
+/// A diagnosis compares one stretch with what came before it; one of a day would compare habits.
+const DIAGNOSIS_MAX: u64 = 6 * 3600 * 1_000_000_000;
+
 pub async fn diagnosis(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
     let range = query.range()?;
+    if range.to - range.from > DIAGNOSIS_MAX {
+        return Err(ApiError::bad_request(
+            "from and to are more than six hours apart; ask about the time in which something was wrong".to_owned(),
+        ));
+    }
     let insight = app.insight.clone();
     let diagnosis = ask(&app, move |_, budget| insight.diagnose(range.from, range.to, budget)).await?;
     Ok(respond(&diagnosis_json(&diagnosis)))
