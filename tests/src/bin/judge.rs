@@ -1,5 +1,6 @@
 //! `judge FOLDER [SET] [case=TEXT]`: how well faults are named, over recorded failures, without a server between: each case is decoded and
-//! observed, then the ranking for the fault's window is compared with the truth (`told`). With `case=`, the evidence is printed too.
+//! observed, then the ranking for the fault's window is compared with the truth (`told`). With `case=`, the evidence is printed too;
+//! with `trace`, each change of an incident; with `probe`, the best candidate of each window.
 
 use collector::decode::{self, Format};
 use collector::detect::Observed;
