@@ -1,10 +1,11 @@
 //! SQL for people: `spans`, `logs` and `points` as read-only virtual tables over blocks and the live generation, beside the small
-//! tables `services`, `operations` and `rollups`, in a private in-memory database that can do nothing but SELECT.
+//! tables `services`, `operations`, `rollups` and `incidents`, in a private in-memory database that can do nothing but SELECT.
 //!
 //! Conditions on time, service, name and trace id are pushed down into the filter that pages use; the rest SQLite checks itself. A
 //! cursor holds the rows of one segment at a time.
 
 use crate::batch::Field;
+use crate::incident::IncidentState;
 use crate::partition::{BlockInfo, Partition};
 use crate::query::{Budget, Filter, Item, ServiceQuestion, Source};
 use crate::value::{Value, pairs_to_json};
@@ -77,6 +78,33 @@ impl Reader {
         Ok(answer)
     }
 
+    /// The latest incidents.
+    fn incidents_table(&self, connection: &Connection) -> Result<(), Error> {
+        const ROWS_MAX: usize = 10_000;
+        for incident in self.incidents(IncidentState::All, 0, u64::MAX, ROWS_MAX)? {
+            let nanos = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
+            connection
+                .execute(
+                    "INSERT INTO incidents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rusqlite::params![
+                        incident.id,
+                        if incident.closed_at.is_some() { "closed" } else { "open" },
+                        nanos(incident.opened_at),
+                        nanos(incident.onset),
+                        incident.closed_at.map(nanos),
+                        incident.title,
+                        incident.diagnosis.origins.first().map(|o| o.service.as_str()),
+                        incident.diagnosis.confidence,
+                        incident.impact.requests as i64,
+                        incident.impact.failed as i64,
+                        serde_json::to_string(&incident).expect("an incident is plain data")
+                    ],
+                )
+                .map_err(Error::sqlite("build a table in", std::path::Path::new("memory")))?;
+        }
+        Ok(())
+    }
+
     fn small_tables(&self, connection: &Connection, mentioned: &str, budget: &Budget) -> Result<(), Error> {
         let failed = Error::sqlite("build a table in", std::path::Path::new("memory"));
         connection
@@ -84,9 +112,14 @@ impl Reader {
                 "CREATE TABLE services(environment TEXT, namespace TEXT, service TEXT, requests INTEGER, errors INTEGER, p50_ms REAL,
                      p95_ms REAL, p99_ms REAL, versions TEXT, instances INTEGER, last_seen_ns INTEGER);
                  CREATE TABLE operations(service TEXT, kind TEXT, name TEXT, calls INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);
+                 CREATE TABLE incidents(id TEXT, state TEXT, opened_at_ns INTEGER, onset_ns INTEGER, closed_at_ns INTEGER, title TEXT, origin TEXT,
+                     confidence TEXT, requests INTEGER, failed INTEGER, body TEXT);
                  CREATE TABLE rollups(service TEXT, start_ns INTEGER, requests INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);",
             )
             .map_err(&failed)?;
+        if mentioned.contains("incidents") {
+            self.incidents_table(connection)?;
+        }
         let all = ServiceQuestion { to: i64::MAX as u64, step: crate::rollup::WINDOW, ..ServiceQuestion::default() };
         if !["services", "operations", "rollups"].iter().any(|table| mentioned.contains(table)) {
             return Ok(());
