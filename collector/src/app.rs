@@ -75,7 +75,7 @@ impl Server {
             .watch(receivers.ingest.reader())
             .map_err(|error| CannotStart { message: format!("start detection: {error}"), usage: false })?;
         let watch = Arc::new(watch);
-        let metrics = Arc::new(SelfMetrics::new(receivers.clone()));
+        let metrics = Arc::new(SelfMetrics::new(receivers.clone(), watch.clone()));
         let (stop, stopped) = watch::channel(false);
         let web_router = receive::http_routes(receivers.clone())
             .merge(receive::behind_token(

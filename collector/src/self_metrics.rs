@@ -1,5 +1,6 @@
 //! What Firstfall says of itself: `/metrics`, `/healthz`, `/readyz`, and the counts behind `/api/v1/stats`.
 
+use crate::detect::watch::Watch;
 use crate::receive::Receivers;
 use axum::Router;
 use axum::extract::Request;
@@ -14,11 +15,12 @@ use std::sync::atomic::Ordering;
 
 pub struct SelfMetrics {
     receivers: Arc<Receivers>,
+    watch: Arc<Watch>,
 }
 
 impl SelfMetrics {
-    pub fn new(receivers: Arc<Receivers>) -> SelfMetrics {
-        SelfMetrics { receivers }
+    pub fn new(receivers: Arc<Receivers>, watch: Arc<Watch>) -> SelfMetrics {
+        SelfMetrics { receivers, watch }
     }
 
     pub fn routes(self: Arc<Self>) -> Router {
@@ -86,6 +88,26 @@ impl SelfMetrics {
         metric("firstfall_partitions", "gauge", "Partition files.", plain(storage.partitions as u64));
         metric("firstfall_disk_free_bytes", "gauge", "Bytes free on the volume.", plain(storage.free_bytes));
         metric("firstfall_writes_refused", "gauge", "1 while new items are refused.", plain(reader.trouble().is_some().into()));
+        let overlooked = self.watch.overlooked();
+        metric(
+            "firstfall_detection_batches_missed_total",
+            "counter",
+            "Batches that detection did not look at because too many waited.",
+            plain(overlooked.batches),
+        );
+        metric("firstfall_detection_one_trace_in", "gauge", "Detection looks at one trace in so many.", plain(overlooked.one_trace_in));
+        metric(
+            "firstfall_detection_subjects_left_out_total",
+            "counter",
+            "Facts left out because there were too many subjects or series.",
+            plain(overlooked.subjects),
+        );
+        metric(
+            "firstfall_detection_traces_cut_short_total",
+            "counter",
+            "Traces counted before all of them can have come, because too many waited.",
+            plain(overlooked.traces),
+        );
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], out).into_response()
     }
 }

@@ -60,6 +60,10 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
     assert_eq!(told["origins"][0]["service"], "payments", "{told}");
     let rows = server.sql("SELECT id, origin FROM incidents");
     assert_eq!(rows, [[Json::from(id.as_str()), Json::from("payments")]]);
+    let metrics = server.page("/metrics").1;
+    assert!(
+        metrics.contains("\nfirstfall_detection_one_trace_in 1\n") && metrics.contains("\nfirstfall_detection_batches_missed_total 0\n")
+    );
     assert_eq!(server.page("/api/v1/diagnosis?from=1&to=18446744073709551615").0, 400, "a stretch of ages is refused");
     // The last traces are counted when it is sure that nothing more of them comes: when input stops, time goes on with the clock.
     let topology = wait_for("all calls on the map", || {

@@ -1,5 +1,5 @@
 //! Incidents: when the last half minute differs from what came before it for long enough, one opens; it keeps its own baseline from before its
-//! onset, is ranked anew with each window, and closes when its symptoms have been gone for a while.
+//! onset, is ranked anew while it grows, and closes when its origin's symptoms have been gone for a while.
 //!
 //! `step` is called once for each window, in order, when all of it can have arrived. It is a pure function of what was observed.
 
@@ -40,12 +40,14 @@ const REOPENS: u32 = 30;
 /// A candidate opens an incident only beyond so many deviations: thousands of subjects are looked at each ten seconds, and nobody wants to
 /// be woken once a week by chance.
 const OPEN_SCORE: f64 = 12.0;
-/// With fewer deviations a node is no part of an incident.
-const SICK_SCORE: f64 = 6.0;
 /// … and when it harms at least this part of its own requests.
 const OPEN_SHARE: f64 = 0.1;
 /// … and at least so many requests of the stretch.
 const HARMED_MIN: f64 = 3.0;
+/// The same by metrics, whose points come minutes apart: requests a second, that many in ten minutes.
+const HARMED_MIN_BY_POINTS: f64 = HARMED_MIN / 600.0;
+/// With fewer deviations a node is no part of an incident.
+const SICK_SCORE: f64 = 6.0;
 /// An incident that lasts longer than this is the new normal.
 const LASTING: u32 = 360;
 
@@ -255,7 +257,7 @@ fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     candidate.evidence.iter().any(|s| {
-        let least = if s.signal.is_of_points() { HARMED_MIN / 600.0 } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
+        let least = if s.signal.is_of_points() { HARMED_MIN_BY_POINTS } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
         // Before there is a baseline only the objective speaks: failures.
         if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
             return false;

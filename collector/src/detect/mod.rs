@@ -2,10 +2,10 @@
 //! compared; what left its baseline is ranked by who explains whom.
 //!
 //! ```text
-//! batch → facts → join → windows → judge (symptoms) → rank (candidates)
+//! batch → facts → join → windows → judge (symptoms) → rank (candidates) → incidents → describe (words)
 //! ```
 //!
-//! Everything here is pure: no clock, disk or network.
+//! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
 pub mod describe;
 pub mod facts;
@@ -104,6 +104,11 @@ impl Observed {
     fn see(&mut self, node: NodeId, time: u64) {
         let newest = self.newest_of.entry(node).or_default();
         *newest = (*newest).max(time);
+    }
+
+    /// What was left out because there were too many subjects, and traces that were counted before all of them can have come.
+    pub fn left_out(&self) -> (u64, u64) {
+        (self.windows.left_out, self.join.cut_short)
     }
 
     /// How full the room is in which spans wait for the rest of their traces, from 0 to 1.

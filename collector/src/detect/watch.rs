@@ -89,6 +89,18 @@ impl Inlet {
     }
 }
 
+/// What detection did not look at, since start.
+pub struct Overlooked {
+    /// Batches that came while too many waited.
+    pub batches: u64,
+    /// At present it looks at one trace in so many.
+    pub one_trace_in: u64,
+    /// Facts about subjects beyond the limit.
+    pub subjects: u64,
+    /// Traces that were counted before all of them can have come.
+    pub traces: u64,
+}
+
 /// A running detection.
 pub struct Watch {
     shared: Arc<Shared>,
@@ -133,8 +145,11 @@ impl Watch {
         }
     }
 
-    pub fn missed(&self) -> u64 {
-        self.shared.missed.load(Ordering::Relaxed)
+    /// What detection did not look at.
+    pub fn overlooked(&self) -> Overlooked {
+        let observed = lock(&self.shared.observed);
+        let (subjects, traces) = observed.left_out();
+        Overlooked { batches: self.shared.missed.load(Ordering::Relaxed), one_trace_in: 1 << observed.thinning.0, subjects, traces }
     }
 }
 
