@@ -1,5 +1,7 @@
 //! The server, put together: opens the store, binds the ports, serves until it is told to stop, and leaves everything at rest.
 
+use crate::alert::Outbox;
+use crate::alert::deliver::{self, Alerts};
 use crate::config::Config;
 use crate::detect::watch::{Inlet, Watch};
 use crate::ingest::Ingest;
@@ -71,16 +73,19 @@ impl Server {
             token: config.token.as_deref().map(Token::new),
             cors_origins: config.cors_origins.clone(),
         });
+        let external_url = if config.external_url.is_empty() { format!("http://{web}") } else { config.external_url.clone() };
+        let outbox = Arc::new(Outbox::new(&config.receivers, external_url));
         let watch = inlet
-            .watch(receivers.ingest.reader())
+            .watch(receivers.ingest.reader(), outbox.clone())
             .map_err(|error| CannotStart { message: format!("start detection: {error}"), usage: false })?;
         let watch = Arc::new(watch);
         let metrics = Arc::new(SelfMetrics::new(receivers.clone(), watch.clone()));
         let (stop, stopped) = watch::channel(false);
+        let alerts = Arc::new(Alerts { outbox: outbox.clone(), reader: receivers.ingest.reader() });
         let web_router = receive::http_routes(receivers.clone())
             .merge(receive::behind_token(
                 receivers.clone(),
-                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone()),
+                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone(), alerts),
             ))
             .merge(metrics.routes());
         let routers: [(TcpListener, Router); 3] = [
@@ -88,7 +93,8 @@ impl Server {
             (http_listener, receive::http_routes(receivers.clone())),
             (web_listener, web_router),
         ];
-        let tasks = routers.into_iter().map(|(listener, router)| tokio::spawn(serve(listener, router, stopped.clone()))).collect();
+        let mut tasks = deliver::start(&outbox, &receivers.ingest.reader(), &stopped);
+        tasks.extend(routers.into_iter().map(|(listener, router)| tokio::spawn(serve(listener, router, stopped.clone()))));
         Ok(Server { bound: Bound { otlp_grpc, otlp_http, web }, stop, tasks, receivers, watch })
     }
 

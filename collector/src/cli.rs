@@ -22,6 +22,9 @@ pub enum Command {
     Sql(SqlOptions),
     /// Check a configuration file and the environment, and print every setting with its meaning
     CheckConfig { file: Option<PathBuf> },
+    /// Receivers of notifications
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
     /// Print the version
     Version,
     /// One service of the demo's shop
@@ -36,6 +39,18 @@ pub enum Command {
         peers: String,
         #[arg(long)]
         otlp: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum WebhookCommand {
+    /// Send a test incident, opened and resolved, and print what is answered
+    Test {
+        /// Settings in TOML
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Only this receiver; else all of them
+        receiver: Option<String>,
     },
 }
 

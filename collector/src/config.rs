@@ -1,10 +1,12 @@
 //! Settings: each a typed field with a sentence. They come from a TOML file, from `FIRSTFALL_<SECTION>_<KEY>`, and from flags, in
 //! that order; mistakes are told all together, by path, before anything starts.
 
+use crate::alert::receiver::{self, RECEIVERS_MAX, Receiver};
 use crate::receive::Receiving;
 use crate::redact::Redaction;
 use crate::validate::Limits;
 use firstfall_store::{Durability, Options};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +24,10 @@ pub struct Config {
     pub receiving: Receiving,
     pub limits: Limits,
     pub store: Options,
+    /// Where people reach the pages, for links in notifications; empty: the web address.
+    pub external_url: String,
+    /// Sorted by name.
+    pub receivers: Vec<Receiver>,
 }
 
 impl Default for Config {
@@ -39,6 +45,8 @@ impl Default for Config {
             receiving: Receiving { request_bytes_max: 64 << 20, body_time_max: Duration::from_secs(30) },
             limits: Limits::default(),
             store: Options::default(),
+            external_url: String::new(),
+            receivers: Vec::new(),
         }
     }
 }
@@ -100,7 +108,7 @@ fn size(text: &str) -> Result<u64, String> {
     number(digits.trim())?.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let at = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(|| format!("{text:?} has no unit; write 30s, 5m, 12h or 7d"))?;
     let (digits, unit) = text.split_at(at);
@@ -119,7 +127,7 @@ fn at_least(least: u64, value: u64) -> Result<usize, String> {
     if value < least { Err(format!("{value} is too small; the least is {least}")) } else { Ok(value as usize) }
 }
 
-fn flag(text: &str) -> Result<bool, String> {
+pub(crate) fn flag(text: &str) -> Result<bool, String> {
     match text {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" | "" => Ok(false),
@@ -158,6 +166,9 @@ settings! {
     "server.cors_origins": "Origins, by comma, whose pages may send telemetry; default none.",
         |c, t| c.cors_origins = t.split(',').map(|o| o.trim().to_owned()).filter(|o| !o.is_empty()).collect(),
         |c| c.cors_origins.join(",");
+    "server.external_url": "Address at which people reach the pages, for links in notifications; default http:// and server.web.",
+        |c, t| c.external_url = t.trim().trim_end_matches('/').to_owned(),
+        |c| c.external_url.clone();
     "limits.request_bytes_max": "Largest request, before and after inflating; default 64MiB, as OTLP recommends.",
         |c, t| c.receiving.request_bytes_max = at_least(1024, size(t)?)?,
         |c| bytes(c.receiving.request_bytes_max as u64);
@@ -225,9 +236,16 @@ impl Config {
     pub fn read(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Config, String> {
         let mut config = Config::default();
         let mut mistakes = Vec::new();
+        // By name, with what is only known when file and environment have been read.
+        let mut receivers: Receivers = BTreeMap::new();
         if let Some((name, text)) = file {
             match text.parse::<toml::Table>() {
-                Ok(table) => config.read_table(name, "", &table, &mut mistakes),
+                Ok(mut table) => {
+                    if let Some(section) = table.remove("receivers") {
+                        read_receivers(name, &section, &mut receivers, &mut mistakes);
+                    }
+                    config.read_table(name, "", &table, &mut mistakes);
+                }
                 Err(error) => mistakes.push(format!("{name}: {error}")),
             }
         }
@@ -239,6 +257,18 @@ impl Config {
                 continue;
             }
             let name = key.trim_start_matches("FIRSTFALL_").to_ascii_lowercase();
+            if let Some(rest) = name.strip_prefix("receivers_") {
+                match receiver::KEYS.iter().find_map(|(known, _)| Some((rest.strip_suffix(known)?.strip_suffix('_')?, *known))) {
+                    Some((receiver, known)) => {
+                        let same = receivers.keys().find(|r| r.replace('-', "_").eq_ignore_ascii_case(receiver)).cloned();
+                        receivers.entry(same.unwrap_or_else(|| receiver.to_owned())).or_default().insert(known.to_owned(), value);
+                    }
+                    None => {
+                        mistakes.push(format!("{key}: write FIRSTFALL_RECEIVERS_<NAME>_URL, or another key of a receiver in place of URL"))
+                    }
+                }
+                continue;
+            }
             match SETTINGS.iter().find(|s| s.path.replace('.', "_") == name) {
                 Some(setting) => {
                     if let Err(mistake) = (setting.set)(&mut config, &value) {
@@ -253,6 +283,15 @@ impl Config {
                 }
             }
         }
+        if receivers.len() > RECEIVERS_MAX {
+            mistakes.push(format!("receivers: {} are too many; at most {RECEIVERS_MAX}", receivers.len()));
+        }
+        for (name, given) in &receivers {
+            match Receiver::new(name, given) {
+                Ok(receiver) => config.receivers.push(receiver),
+                Err(found) => mistakes.extend(found.iter().map(|(key, mistake)| format!("receivers.{name}.{key}: {mistake}"))),
+            }
+        }
         config.check(&mut mistakes);
         if mistakes.is_empty() { Ok(config) } else { Err(mistakes.join("\n")) }
     }
@@ -265,16 +304,11 @@ impl Config {
                     self.read_table(file, &path, inner, mistakes);
                     continue;
                 }
-                toml::Value::String(text) => text.clone(),
-                toml::Value::Array(values) => values.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>().join(","),
-                toml::Value::Integer(number) => number.to_string(),
-                toml::Value::Float(number) => number.to_string(),
-                toml::Value::Boolean(flag) => flag.to_string(),
-                toml::Value::Datetime(time) => time.to_string(),
                 toml::Value::Table(_) => {
                     mistakes.push(format!("{file}: {path}: a section within a section; no setting is that deep"));
                     continue;
                 }
+                other => text_of(other),
             };
             match SETTINGS.iter().find(|s| s.path == path) {
                 Some(setting) => {
@@ -300,7 +334,40 @@ impl Config {
     }
 }
 
-fn nearest(given: &str, known: impl Iterator<Item = String>) -> String {
+/// A value as it would stand in the environment: lists by comma, tables by line, as a header's value may hold commas.
+fn text_of(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(","),
+        toml::Value::Table(pairs) => pairs.iter().map(|(key, value)| format!("{key}={}\n", text_of(value))).collect(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(flag) => flag.to_string(),
+        toml::Value::Datetime(time) => time.to_string(),
+    }
+}
+
+type Receivers = BTreeMap<String, HashMap<String, String>>;
+
+/// `[receivers.NAME]`: a section within a section, since there may be many.
+fn read_receivers(file: &str, section: &toml::Value, receivers: &mut Receivers, mistakes: &mut Vec<String>) {
+    let Some(section) = section.as_table() else {
+        mistakes.push(format!("{file}: receivers: write [receivers.NAME] and its keys below it"));
+        return;
+    };
+    for (name, keys) in section {
+        let Some(keys) = keys.as_table() else {
+            mistakes.push(format!("{file}: receivers.{name}: write [receivers.NAME] and its keys below it"));
+            continue;
+        };
+        let given = receivers.entry(name.clone()).or_default();
+        for (key, value) in keys {
+            given.insert(key.clone(), text_of(value));
+        }
+    }
+}
+
+pub(crate) fn nearest(given: &str, known: impl Iterator<Item = String>) -> String {
     known.min_by_key(|k| strsim::damerau_levenshtein(k, given)).expect("there are settings")
 }
 
@@ -318,6 +385,14 @@ pub fn reference(config: &Config) -> String {
         // A token is not printed, and its file is not remembered.
         let comment = if setting.path.starts_with("server.token") { "# " } else { "" };
         out.push_str(&format!("# {}\n{comment}{key} = {}\n", setting.about, serde_json::Value::String(value)));
+    }
+    out.push_str("\n# Receivers of notifications, each a section [receivers.NAME] with these keys:\n");
+    for (key, about) in receiver::KEYS {
+        out.push_str(&format!("#   {key}: {about}\n"));
+    }
+    for receiver in &config.receivers {
+        let signed = if receiver.secrets.is_empty() { "unsigned" } else { "signed" };
+        out.push_str(&format!("# Here: {}, at {}, {signed}, {}\n", receiver.name, receiver.place(), time(receiver.timeout)));
     }
     out
 }
@@ -351,6 +426,23 @@ mod tests {
         assert_eq!(reference(&again), printed);
         assert!(again.limits.redact.is_secret(b"user.pin") && !again.limits.redact.is_secret(b"password"));
         assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn receivers_come_from_the_file_and_the_environment_and_print_no_secret() {
+        let file = "[receivers.on-call]\nurl = 'https://h.example/services/hush'\nsecrets = ['whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw']
+                    headers = { Authorization = 'Bearer hush' }\n";
+        let config =
+            check(file, &[("FIRSTFALL_RECEIVERS_ON_CALL_TIMEOUT", "3s"), ("FIRSTFALL_RECEIVERS_OTHER_URL", "http://127.0.0.1:1/hush")]);
+        let config = config.expect("valid");
+        let names: Vec<(&str, u64)> = config.receivers.iter().map(|r| (r.name.as_str(), r.timeout.as_secs())).collect();
+        assert_eq!(names, [("on-call", 3), ("other", 10)]);
+        let printed = reference(&config);
+        assert!(!printed.contains("hush") && !printed.contains("MfKQ") && printed.contains("https://h.example"), "{printed}");
+        let mistakes = check("[receivers.x]\nurls = 'y'\n", &[("FIRSTFALL_RECEIVERS_X", "1")]).expect_err("three mistakes");
+        for part in ["receivers.x.url: a receiver needs a url", "did you mean url?", "FIRSTFALL_RECEIVERS_<NAME>_URL"] {
+            assert!(mistakes.contains(part), "{part} in {mistakes}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! The way in is one function, `ingest::Ingest::request`. Each step of it is the module of that name.
 
+pub mod alert;
 pub mod app;
 pub mod cli;
 pub mod config;

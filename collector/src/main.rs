@@ -1,8 +1,9 @@
 //! `firstfall`: the one binary. Reads the command line and the settings, and starts the part that was asked for.
 
 use clap::Parser;
+use collector::alert;
 use collector::app::{CannotStart, Server};
-use collector::cli::{Cli, Command, DemoOptions, ServeOptions, SqlOptions};
+use collector::cli::{Cli, Command, DemoOptions, ServeOptions, SqlOptions, WebhookCommand};
 use collector::config::{self, Config};
 use collector::demo;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(options)) => serve(options),
         Some(Command::Sql(options)) => sql(&options),
         Some(Command::CheckConfig { file }) => check_config(file),
+        Some(Command::Webhook(WebhookCommand::Test { config, receiver })) => webhook_test(config.as_deref(), receiver.as_deref()),
         Some(Command::Version) => {
             println!("firstfall {}", env!("CARGO_PKG_VERSION"));
             Ok(())
@@ -173,4 +175,20 @@ fn sql(options: &SqlOptions) -> Result<(), CannotStart> {
 fn check_config(file: Option<std::path::PathBuf>) -> Result<(), CannotStart> {
     print!("{}", config::reference(&read_config(file.as_deref())?));
     Ok(())
+}
+
+fn webhook_test(config: Option<&std::path::Path>, receiver: Option<&str>) -> Result<(), CannotStart> {
+    let config = read_config(config)?;
+    let chosen: Vec<_> = config.receivers.iter().filter(|r| receiver.is_none_or(|name| r.name == name)).cloned().collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = config.receivers.iter().map(|r| r.name.as_str()).collect();
+        return Err(usage(match receiver {
+            Some(name) if !names.is_empty() => format!("there is no receiver {name:?}; the settings have {}", names.join(", ")),
+            _ => "the settings have no receiver; put a section [receivers.NAME] with a url into the file, and name it with --config"
+                .to_owned(),
+        }));
+    }
+    let external_url = if config.external_url.is_empty() { format!("http://{}", config.web) } else { config.external_url.clone() };
+    let failed = runtime()?.block_on(alert::trial::run(&chosen, external_url)).map_err(failure)?;
+    if failed > 0 { Err(failure(format!("{failed} of {} receivers did not accept it", chosen.len()))) } else { Ok(()) }
 }

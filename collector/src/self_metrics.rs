@@ -108,6 +108,16 @@ impl SelfMetrics {
             "Traces counted before all of them can have come, because too many waited.",
             plain(overlooked.traces),
         );
+        let deliveries = reader.delivery_counts().unwrap_or_default();
+        metric(
+            "firstfall_deliveries",
+            "gauge",
+            "Notifications in the outbox, by receiver and state; finished ones are kept for a while.",
+            deliveries
+                .iter()
+                .map(|(receiver, state, count)| (format!("{{receiver=\"{receiver}\",state=\"{}\"}}", state.word()), *count))
+                .collect(),
+        );
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], out).into_response()
     }
 }

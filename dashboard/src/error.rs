@@ -72,6 +72,25 @@ impl IntoResponse for PageError {
     }
 }
 
+/// Refuses what a page of another origin makes a browser send: browsers say where a request comes from, programs do not. There is no
+/// cookie to protect, but a browser sends Basic credentials along, and reaches what listens on loopback.
+pub async fn same_origin(request: Request, next: axum::middleware::Next) -> Response {
+    if is_foreign(request.headers()) && !request.method().is_safe() {
+        let message = "this request was made by a page of another origin; send it from Firstfall's own pages, or from a program".to_owned();
+        return ApiError { status: StatusCode::FORBIDDEN, code: "foreign_origin", message }.into_response();
+    }
+    next.run(request).await
+}
+
+fn is_foreign(headers: &axum::http::HeaderMap) -> bool {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    match (header("sec-fetch-site"), header("origin")) {
+        (Some(site), _) => !matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, host)| host) != header("host"),
+        (None, None) => false,
+    }
+}
+
 pub async fn not_found(request: Request) -> Response {
     let path: String = request.uri().path().chars().take(200).collect();
     let error = ApiError::not_found(format!("there is nothing at {path}"));

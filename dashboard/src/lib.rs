@@ -10,7 +10,7 @@ mod draw;
 mod error;
 mod health;
 mod pages;
-mod times;
+pub mod times;
 
 use axum::Router;
 use axum::extract::Request;
@@ -48,18 +48,39 @@ pub trait Insight: Send + Sync {
     fn diagnose(&self, from: Nanos, to: Nanos, budget: &Budget) -> Result<Diagnosis, Error>;
 }
 
+/// Who is told of incidents.
+pub trait Alerting: Send + Sync {
+    fn receivers(&self) -> Vec<ReceiverInfo>;
+    /// Sends a finished delivery once more; false when there is none of this id.
+    fn resend(&self, id: &str) -> Result<bool, Error>;
+}
+
+/// What may be shown of a receiver.
+pub struct ReceiverInfo {
+    pub name: String,
+    /// Scheme and host.
+    pub place: String,
+    pub signed: bool,
+}
+
 #[derive(Clone)]
 pub(crate) struct App {
     pub reader: Reader,
     pub intake: Arc<dyn Intake>,
     pub insight: Arc<dyn Insight>,
+    pub alerting: Arc<dyn Alerting>,
 }
 
 const STYLE: &str = include_str!("../assets/style.css");
 const ICON: &str = include_str!("../assets/icon.svg");
 
-pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>, insight: Arc<impl Insight + 'static>) -> Router {
-    let app = App { reader, intake, insight };
+pub fn router(
+    reader: Reader,
+    intake: Arc<impl Intake + 'static>,
+    insight: Arc<impl Insight + 'static>,
+    alerting: Arc<impl Alerting + 'static>,
+) -> Router {
+    let app = App { reader, intake, insight, alerting };
     Router::new()
         .route("/", get(pages::home::show))
         .route("/services", get(pages::services::show))
@@ -70,6 +91,8 @@ pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>, insight: Arc<i
         .route("/traces", get(pages::traces::show))
         .route("/traces/{trace_id}", get(pages::trace::show))
         .route("/logs", get(pages::logs::show))
+        .route("/alerts/deliveries", get(pages::deliveries::show))
+        .route("/alerts/deliveries/{id}/resend", post(pages::deliveries::resend))
         .route("/settings", get(pages::settings::show))
         .route("/assets/style.css", get(|| async { asset("text/css; charset=utf-8", STYLE) }))
         .route("/assets/icon.svg", get(|| async { asset("image/svg+xml", ICON) }))
@@ -84,8 +107,11 @@ pub fn router(reader: Reader, intake: Arc<impl Intake + 'static>, insight: Arc<i
         .route("/api/v1/traces", get(api::traces::search))
         .route("/api/v1/traces/{trace_id}", get(api::traces::one))
         .route("/api/v1/logs", get(api::logs::search))
+        .route("/api/v1/deliveries", get(api::deliveries::list))
+        .route("/api/v1/deliveries/{id}/resend", post(api::deliveries::resend))
         .route("/api/v1/sql", post(api::sql::answer))
         .fallback(error::not_found)
+        .layer(from_fn(error::same_origin))
         .layer(from_fn(safe_headers))
         .with_state(app)
 }

@@ -3,6 +3,7 @@
 pub mod agree;
 pub mod corpus;
 pub mod grpc;
+pub mod hook;
 pub mod mixed;
 pub mod power;
 pub mod samples;

@@ -18,6 +18,15 @@ const SYMPTOMS_MAX: usize = 40;
 const REASONS_MAX: usize = 5;
 const HOPS_MAX: usize = 60;
 
+/// An entry point is hurt when more than this part of its requests is …
+const HURT_SHARE: f64 = 0.05;
+/// … and at least so many requests: one of two in the night is no spread.
+const HURT_MIN: f64 = 3.0;
+/// An incident is critical when this part of all requests at the entry points fails …
+const CRITICAL_FAILED: f64 = 0.05;
+/// … or this part of them fails or waits.
+const CRITICAL_HURT: f64 = 0.5;
+
 /// Changes so long before an onset may have caused it (a quarter of an hour) …
 const CHANGES_BEFORE: u64 = 900 * 1_000_000_000;
 /// … and so long after it, as the onset is not known to the second.
@@ -54,7 +63,7 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
     let (before, after) = (incident.baseline(), incident.windows(incident.sick_until(until)));
     let found = Diagnosis { candidates: incident.candidates.clone(), symptoms: incident.symptoms.clone() };
     let diagnosis = diagnosis(observed, &found, &before, &after);
-    let impact = impact(observed, &found, &before, &after);
+    let (impact, severity) = impact(observed, &before, &after);
     let new = observed.new_versions(incident.onset.saturating_sub(CHANGES_BEFORE), incident.onset + CHANGES_AFTER);
     let changes: Vec<noun::Change> = new
         .iter()
@@ -84,12 +93,16 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
         opened_at: incident.opened_at,
         onset: incident.onset,
         closed_at: incident.closed_at,
-        revision: incident.revision,
+        // The store counts them.
+        revision: 0,
         title: sentence(observed, &found, &impact, incident.onset, diagnosis.origins.first().and_then(|o| o.version.as_deref())),
         diagnosis,
         impact,
         trigger,
         changes,
+        severity,
+        absorbed_by: incident.absorbed_by.clone(),
+        traces: Vec::new(),
     }
 }
 
@@ -307,7 +320,14 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
             };
             let onset = u64::from(onset) * WINDOW;
             let name = |node: NodeId| observed.names.node(node).service.name.clone();
-            hops.push(noun::Hop { from: name(node), to: name(*from), onset, lag_s: (onset as f64 - start as f64) / 1e9, what });
+            hops.push(noun::Hop {
+                from: name(node),
+                to: name(*from),
+                onset,
+                lag_s: (onset as f64 - start as f64) / 1e9,
+                what,
+                errors: rounded(failing1),
+            });
             if seen.insert(*from) {
                 front.push(*from);
             }
@@ -336,10 +356,10 @@ pub fn entry_points(observed: &Observed) -> Vec<NodeId> {
     entries
 }
 
-fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> noun::Impact {
+fn impact(observed: &Observed, before: &Range<WindowNo>, after: &Range<WindowNo>) -> (noun::Impact, noun::Severity) {
     let mut impact = noun::Impact::default();
     let entries = entry_points(observed);
-    let mut hurt = 0.0;
+    let (mut hurt, mut failed) = (0.0, 0.0);
     for (subject, series) in &observed.windows.series {
         let Subject::Request { node, operation } = subject else { continue };
         if entries.binary_search(node).is_err() {
@@ -356,7 +376,8 @@ fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, afte
         impact.failed += u64::from(is.errors);
         let part = failing.max(slower);
         hurt += part * f64::from(is.count);
-        if part > 0.05 {
+        failed += failing * f64::from(is.count);
+        if part > HURT_SHARE && part * f64::from(is.count) >= HURT_MIN {
             let (node, operation) = (observed.names.node(*node), observed.names.text_of(*operation));
             impact.entry_points.push(format!("{} {operation}", node.service.name));
         }
@@ -364,8 +385,10 @@ fn impact(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, afte
     impact.entry_points.sort();
     impact.entry_points.truncate(20);
     impact.share = if impact.requests == 0 { 0.0 } else { rounded(hurt / impact.requests as f64) };
-    let _ = found;
-    impact
+    let of_all = |count: f64| count / impact.requests.max(1) as f64;
+    let severity =
+        if of_all(failed) >= CRITICAL_FAILED || of_all(hurt) >= CRITICAL_HURT { noun::Severity::Critical } else { noun::Severity::Warning };
+    (impact, severity)
 }
 
 fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset: u64, version: Option<&str>) -> String {

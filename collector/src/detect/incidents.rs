@@ -49,7 +49,7 @@ const HARMED_MIN_BY_POINTS: f64 = HARMED_MIN / 600.0;
 /// With fewer deviations a node is no part of an incident.
 const SICK_SCORE: f64 = 6.0;
 /// An incident that lasts longer than this is the new normal.
-const LASTING: u32 = 360;
+pub const LASTING: u32 = 360;
 
 #[derive(Clone, Debug)]
 pub struct Incident {
@@ -58,8 +58,8 @@ pub struct Incident {
     pub onset: u64,
     pub opened_at: u64,
     pub closed_at: Option<u64>,
-    /// Grows with each change that somebody would want to know of.
-    pub revision: u32,
+    /// The incident that it turned out to be a part of.
+    pub absorbed_by: Option<String>,
     pub candidates: Vec<Candidate>,
     pub symptoms: Vec<Symptom>,
     quiet: u32,
@@ -114,6 +114,7 @@ impl Incidents {
                 changed.push(at);
             }
         }
+        changed.extend(self.absorb(window));
         if window < first + RECENT {
             return changed;
         }
@@ -162,7 +163,6 @@ impl Incidents {
             let incident = &mut self.all[at];
             incident.closed_at = None;
             incident.quiet = 0;
-            incident.revision += 1;
             changed.push(at);
             return changed;
         }
@@ -173,7 +173,7 @@ impl Incidents {
             onset,
             opened_at: u64::from(window + 1) * WINDOW,
             closed_at: None,
-            revision: 1,
+            absorbed_by: None,
             nodes: diagnosis.candidates.iter().filter(|c| is_sick(c)).map(|c| c.node).collect(),
             candidates: diagnosis.candidates,
             symptoms: diagnosis.symptoms,
@@ -184,6 +184,28 @@ impl Incidents {
         self.rank_again(observed, window, at);
         changed.push(at);
         changed
+    }
+
+    /// Two open incidents that have come to the same origin are one: the older, which takes in what the younger has touched.
+    fn absorb(&mut self, window: WindowNo) -> Vec<usize> {
+        let origin = |incident: &Incident| incident.candidates.first().map(|c| c.node);
+        let open: Vec<usize> = (0..self.all.len()).filter(|at| self.all[*at].is_open()).collect();
+        let mut absorbed = Vec::new();
+        for (place, younger) in open.iter().enumerate() {
+            let older = open[..place].iter().find(|at| self.all[**at].is_open() && origin(&self.all[**at]) == origin(&self.all[*younger]));
+            let Some(older) = older else { continue };
+            let nodes = self.all[*younger].nodes.clone();
+            let older = &mut self.all[*older];
+            older.nodes.extend(nodes);
+            older.nodes.sort_unstable();
+            older.nodes.dedup();
+            let id = older.id.clone();
+            let younger_one = &mut self.all[*younger];
+            younger_one.closed_at = Some(u64::from(window + 1) * WINDOW);
+            younger_one.absorbed_by = Some(id);
+            absorbed.push(*younger);
+        }
+        absorbed
     }
 
     /// Forgets incidents that closed before a window.
@@ -207,7 +229,6 @@ impl Incidents {
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
         if incident.quiet >= if by_points { QUIET_TO_CLOSE_BY_POINTS } else { QUIET_TO_CLOSE } || window - begin > LASTING {
             incident.closed_at = Some(u64::from(window + 1) * WINDOW);
-            incident.revision += 1;
             return true;
         }
         incident.quiet == 0 && (by_points || window - begin <= GROWS) && self.rank_again(observed, window, at)
@@ -228,7 +249,6 @@ impl Incidents {
         }
         incident.candidates = diagnosis.candidates;
         incident.symptoms = diagnosis.symptoms;
-        incident.revision += u32::from(changed);
         changed
     }
 }

@@ -5,13 +5,14 @@ use super::facts::Thinning;
 use super::incidents::Incidents;
 use super::windows::WindowNo;
 use super::{BASELINE, Observed, describe};
+use crate::alert::Outbox;
 use crate::ingest::now;
 use firstfall_store::batch::Batch;
-use firstfall_store::incident::{Diagnosis, IncidentState, Topology};
-use firstfall_store::query::Budget;
+use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
+use firstfall_store::query::{Budget, Filter, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
 use firstfall_store::{Error, Reader, Signal, Tap};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -35,6 +36,12 @@ const THINNED_FOR: Duration = Duration::from_secs(60);
 const KEPT: u32 = 720;
 /// A jump of event time over more windows than this (four hours) is not walked through.
 const JUMP_MAX: u32 = 1440;
+/// After a restart an incident of the same origin is the same when its onset is reckoned this close to what it was (five minutes).
+const SAME_ONSET: u64 = 300 * SECOND;
+/// Failing traces that an incident names …
+const TRACES_MAX: usize = 3;
+/// … if they are found in so long.
+const TRACES_TIME: Duration = Duration::from_millis(500);
 /// Metrics are read so far back for a question about the past: their points may be minutes apart.
 const METRIC_HISTORY: u64 = 13 * 3600 * SECOND;
 
@@ -81,10 +88,10 @@ impl Inlet {
     }
 
     /// Begins to watch; what the store holds of the last while is looked at first.
-    pub fn watch(self, reader: Reader) -> std::io::Result<Watch> {
+    pub fn watch(self, reader: Reader, outbox: Arc<Outbox>) -> std::io::Result<Watch> {
         let shared = self.shared.clone();
         let own = reader.clone();
-        let thread = std::thread::Builder::new().name("detect".to_owned()).spawn(move || Watcher::new(shared, own).run())?;
+        let thread = std::thread::Builder::new().name("detect".to_owned()).spawn(move || Watcher::new(shared, own, outbox).run())?;
         Ok(Watch { shared: self.shared, reader, thread: Mutex::new(Some(thread)) })
     }
 }
@@ -156,7 +163,12 @@ impl Watch {
 struct Watcher {
     shared: Arc<Shared>,
     reader: Reader,
+    outbox: Arc<Outbox>,
     incidents: Incidents,
+    /// Failing traces of open incidents, found once.
+    traces: HashMap<String, Vec<String>>,
+    /// While history is walked through nothing is kept or told: it was, at its time.
+    remembering: bool,
     /// The next window to judge.
     next: Option<WindowNo>,
     watermark: u64,
@@ -171,11 +183,14 @@ struct Watcher {
 }
 
 impl Watcher {
-    fn new(shared: Arc<Shared>, reader: Reader) -> Watcher {
+    fn new(shared: Arc<Shared>, reader: Reader, outbox: Arc<Outbox>) -> Watcher {
         Watcher {
             shared,
             reader,
+            outbox,
             incidents: Incidents::default(),
+            traces: HashMap::new(),
+            remembering: false,
             next: None,
             watermark: 0,
             moved: Instant::now(),
@@ -235,14 +250,21 @@ impl Watcher {
         }
     }
 
-    /// What the store holds of the last three quarters of an hour, so that a restart forgets nothing.
+    /// What the store holds of the last while, so that a restart forgets nothing: as far back as a baseline and a half reaches, and the
+    /// baseline of the oldest open incident. Incidents that are found again keep the id and onset under which people know them.
     fn remember(&mut self) {
         // A sender's clock may be hours ahead.
         let newest = self.reader.newest().min(now());
         if newest == 0 {
             return;
         }
-        let from = newest.saturating_sub(BASELINE + BASELINE / 2);
+        let mut from = newest.saturating_sub(BASELINE + BASELINE / 2);
+        let known = self.reader.incidents(IncidentState::All, from, u64::MAX, 1000).unwrap_or_default();
+        // An incident closes as the new normal before it is older than this.
+        let oldest = newest.saturating_sub(u64::from(super::incidents::LASTING) * WINDOW);
+        for incident in known.iter().filter(|i| i.closed_at.is_none() && i.onset > oldest) {
+            from = from.min(incident.onset.saturating_sub(BASELINE));
+        }
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
             let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
                 let mut observed = lock(&self.shared.observed);
@@ -256,21 +278,113 @@ impl Watcher {
             }
         }
         self.next = Some((from / WINDOW) as WindowNo);
+        self.remembering = true;
         self.advance();
+        self.remembering = false;
+        self.take_over(&known, newest);
+    }
+
+    /// Matches what was found in the history with what was known before the restart.
+    fn take_over(&mut self, known: &[noun::Incident], newest: u64) {
+        let mut describe = Vec::new();
+        let mut again: Vec<&str> = Vec::new();
+        let observed = lock(&self.shared.observed);
+        for incident in &mut self.incidents.all {
+            let origin = incident.candidates.first().map(|c| observed.names.node(c.node).id()).unwrap_or_default();
+            let same = |k: &&noun::Incident| {
+                k.id == incident.id
+                    || (k.origin_node() == origin && k.onset.abs_diff(incident.onset) < SAME_ONSET && !again.contains(&k.id.as_str()))
+            };
+            if let Some(found) = known.iter().find(same) {
+                incident.id.clone_from(&found.id);
+                incident.onset = found.onset;
+                again.push(&found.id);
+                if found.closed_at.is_some() && !incident.is_open() {
+                    continue;
+                }
+            }
+            let at = incident.closed_at.unwrap_or(newest);
+            describe.push((describe::incident(&observed, incident, (at / WINDOW) as WindowNo), at));
+        }
+        drop(observed);
         // What was open, and is not found again, has ended while nobody looked.
-        let found: Vec<String> = self.incidents.all.iter().map(|i| i.id.clone()).collect();
-        let open = self.reader.incidents(IncidentState::Open, 0, u64::MAX, 1000).unwrap_or_default();
-        for mut incident in open.into_iter().filter(|i| !found.contains(&i.id)) {
-            incident.closed_at = Some(newest.max(incident.onset));
-            incident.revision += 1;
-            if let Err(error) = self.reader.keep_incident(&incident, newest) {
-                tracing::warn!(%error, incident = incident.id, "cannot keep an incident");
+        for incident in known.iter().filter(|i| i.closed_at.is_none() && !again.contains(&i.id.as_str())) {
+            let ended = noun::Incident { closed_at: Some(newest.max(incident.onset)), ..incident.clone() };
+            describe.push((ended, newest));
+        }
+        for (incident, at) in describe {
+            self.keep(incident, at);
+        }
+    }
+
+    /// Keeps an incident as it stands, and tells those who are to be told.
+    fn keep(&mut self, mut incident: noun::Incident, at: u64) {
+        if incident.traces.is_empty() {
+            if !self.traces.contains_key(&incident.id) {
+                self.traces.insert(incident.id.clone(), self.failing_traces(&incident));
+            }
+            incident.traces.clone_from(&self.traces[&incident.id]);
+        }
+        if incident.closed_at.is_some() {
+            self.traces.remove(&incident.id);
+        }
+        let now = now();
+        match self.reader.keep_incident(&mut incident, at, now, |incident, told| self.outbox.tell(incident, told, at, now)) {
+            Err(error) => tracing::warn!(%error, incident = incident.id, "cannot keep an incident"),
+            Ok(notices) => {
+                for notice in &notices {
+                    tracing::info!(
+                        incident = incident.id,
+                        revision = incident.revision,
+                        event = notice.event,
+                        receiver = notice.told.receiver,
+                        "{}",
+                        incident.title
+                    );
+                }
+                if !notices.is_empty() {
+                    self.outbox.wake();
+                }
             }
         }
     }
 
+    /// Some traces that failed at the origin or, where that sends nothing, in the services that call it.
+    fn failing_traces(&self, incident: &noun::Incident) -> Vec<String> {
+        let Some(origin) = incident.diagnosis.origins.first() else { return Vec::new() };
+        let caller = incident.diagnosis.hops.iter().find(|hop| hop.from == origin.service).map(|hop| hop.to.clone());
+        let service = if origin.kind == "service" { Some(origin.service.clone()) } else { caller };
+        let question = |service: Option<String>| SearchQuestion {
+            filter: Filter {
+                from: incident.onset.saturating_sub(WINDOW),
+                to: incident.closed_at.unwrap_or(u64::MAX),
+                service,
+                error: Some(true),
+                ..Filter::default()
+            },
+            limit: TRACES_MAX,
+            before: None,
+        };
+        let find = |service| self.reader.search_traces(&question(service), &Budget::new(TRACES_TIME)).map(|found| found.traces);
+        let mut traces = find(service).unwrap_or_default();
+        if traces.is_empty() {
+            traces = find(None).unwrap_or_default();
+        }
+        traces.iter().map(|trace| trace.trace_id.to_string()).collect()
+    }
+
     /// Judges every window that is complete by now.
     fn advance(&mut self) {
+        while let Some((incidents, window)) = self.judge_next() {
+            for incident in incidents {
+                self.keep(incident, u64::from(window + 1) * WINDOW);
+            }
+        }
+    }
+
+    /// Judges the next window if it is complete: the incidents that are open or have just closed, and the window. What is observed is held
+    /// only here, not while they are kept.
+    fn judge_next(&mut self) -> Option<(Vec<noun::Incident>, WindowNo)> {
         let shared = self.shared.clone();
         let mut observed = lock(&shared.observed);
         let newest = observed.watermark().min(now() + ALLOWANCE);
@@ -278,8 +392,8 @@ impl Watcher {
             self.watermark = newest;
             self.moved = Instant::now();
         }
-        if self.watermark == 0 {
-            return;
+        if self.watermark == 0 || shared.stop.load(Ordering::Acquire) {
+            return None;
         }
         let silent = self.moved.elapsed();
         let time = if silent > SILENCE { self.watermark + silent.as_nanos() as u64 } else { self.watermark };
@@ -288,21 +402,26 @@ impl Watcher {
         if complete.saturating_sub(*next) > JUMP_MAX {
             *next = complete - JUMP_MAX;
         }
-        while *next < complete && !shared.stop.load(Ordering::Acquire) {
-            observed.settle(u64::from(*next + 1) * WINDOW);
-            let window = *next;
-            *next += 1;
-            for at in self.incidents.step(&observed, window) {
-                let incident = describe::incident(&observed, &self.incidents.all[at], window);
-                tracing::info!(id = incident.id, revision = incident.revision, open = incident.closed_at.is_none(), "{}", incident.title);
-                if let Err(error) = self.reader.keep_incident(&incident, u64::from(window + 1) * WINDOW) {
-                    tracing::warn!(%error, incident = incident.id, "cannot keep an incident");
+        if *next >= complete {
+            return None;
+        }
+        let window = *next;
+        *next += 1;
+        observed.settle(u64::from(window + 1) * WINDOW);
+        let changed = self.incidents.step(&observed, window);
+        let mut described = Vec::new();
+        if !self.remembering {
+            for (at, incident) in self.incidents.all.iter().enumerate() {
+                // An open one is told anew with each window, since its victims and numbers grow.
+                if incident.is_open() || changed.contains(&at) {
+                    described.push(describe::incident(&observed, incident, window));
                 }
             }
-            if window.is_multiple_of(30) {
-                observed.forget_before(window.saturating_sub(KEPT));
-                self.incidents.forget_before(window.saturating_sub(KEPT));
-            }
         }
+        if window.is_multiple_of(30) {
+            observed.forget_before(window.saturating_sub(KEPT));
+            self.incidents.forget_before(window.saturating_sub(KEPT));
+        }
+        Some((described, window))
     }
 }

@@ -1,6 +1,7 @@
 //! The nouns of failure: an incident, who is at its origin, how it spread and whom it hurts; and the graph of who calls whom. The collector
 //! finds them, `meta.db` keeps incidents, pages and the API draw them. Times are event times in nanoseconds.
 
+use crate::delivery::{self, Notice, Told};
 use crate::{Error, Nanos, Reader, Service};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,51 @@ pub struct Incident {
     pub trigger: Option<String>,
     #[serde(default)]
     pub changes: Vec<Change>,
+    /// `critical` or `warning`, as bad as it ever was.
+    #[serde(default)]
+    pub severity: Severity,
+    /// The incident that it turned out to be a part of.
+    #[serde(default)]
+    pub absorbed_by: Option<String>,
+    /// Some of the failing traces, as hexadecimal ids.
+    #[serde(default)]
+    pub traces: Vec<String>,
+}
+
+/// How bad an incident is for those who send requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something is wrong, and those at the entry points hardly notice.
+    #[default]
+    Warning,
+    /// At least one request in twenty at the entry points fails, or half of them wait.
+    Critical,
+}
+
+impl Severity {
+    pub fn word(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+}
+
+impl Incident {
+    /// The node at the origin, by its id in the topology; empty while there is none.
+    pub fn origin_node(&self) -> &str {
+        self.diagnosis.origins.first().map_or("", |origin| origin.node.as_str())
+    }
+
+    /// Whether somebody who knows `earlier` would want to hear of this.
+    fn says_more_than(&self, earlier: &Incident) -> bool {
+        self.origin_node() != earlier.origin_node()
+            || self.closed_at.is_some() != earlier.closed_at.is_some()
+            || self.severity > earlier.severity
+            || self.absorbed_by != earlier.absorbed_by
+            || self.impact.entry_points.iter().any(|entry| !earlier.impact.entry_points.contains(entry))
+    }
 }
 
 /// A change of a service that came shortly before or with an incident.
@@ -75,6 +121,9 @@ pub struct Hop {
     pub lag_s: f64,
     /// What the caller sees, in words.
     pub what: String,
+    /// The part of its calls that fail.
+    #[serde(default)]
+    pub errors: f64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -209,11 +258,32 @@ impl Reader {
         Ok(rows.iter().filter_map(|(at, body)| Some((*at as u64, parse(body)?))).collect())
     }
 
-    /// Keeps an incident as it stands at event time `at`. The same revision again replaces what was kept of it.
-    pub fn keep_incident(&self, incident: &Incident, at: Nanos) -> Result<(), Error> {
-        let body = serde_json::to_string(incident).expect("an incident is plain data");
+    /// Keeps an incident as it stands at event time `at`, and in the same transaction puts into the outbox what `tell` makes of it and of
+    /// what each receiver was told before. A new revision when it says more than the one before, else that one is replaced; revisions and
+    /// the severity only grow. Returns the notices that went into the outbox.
+    pub fn keep_incident(
+        &self,
+        incident: &mut Incident,
+        at: Nanos,
+        now: Nanos,
+        tell: impl FnOnce(&Incident, &[Told]) -> Vec<Notice>,
+    ) -> Result<Vec<Notice>, Error> {
         self.shared.meta.with(|connection| {
             let transaction = connection.unchecked_transaction()?;
+            let earlier = transaction
+                .query_row("SELECT body FROM incidents WHERE id = ?1", [&incident.id], |row| row.get::<_, String>(0))
+                .optional()?
+                .as_deref()
+                .and_then(parse);
+            match &earlier {
+                None => incident.revision = 1,
+                Some(earlier) => {
+                    incident.severity = incident.severity.max(earlier.severity);
+                    incident.opened_at = earlier.opened_at;
+                    incident.revision = earlier.revision + u32::from(incident.says_more_than(earlier));
+                }
+            }
+            let body = serde_json::to_string(incident).expect("an incident is plain data");
             transaction.execute(
                 "INSERT INTO incidents(id, opened_at, onset, closed_at, revision, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
                  ON CONFLICT(id) DO UPDATE SET opened_at = ?2, onset = ?3, closed_at = ?4, revision = ?5, body = ?6",
@@ -227,16 +297,20 @@ impl Reader {
                 ],
             )?;
             transaction.execute(
-                "INSERT OR REPLACE INTO incident_revisions(id, revision, at, body) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO incident_revisions(id, revision, at, body) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT(id, revision) DO UPDATE SET body = ?4",
                 params![incident.id, incident.revision, clamp(at), body],
             )?;
-            transaction.commit()
+            let notices = tell(incident, &delivery::told_of(&transaction, &incident.id)?);
+            delivery::put(&transaction, incident, &notices, now)?;
+            transaction.commit()?;
+            Ok(notices)
         })
     }
 }
 
 /// SQLite's integers are signed.
-fn clamp(time: Nanos) -> i64 {
+pub(crate) fn clamp(time: Nanos) -> i64 {
     i64::try_from(time).unwrap_or(i64::MAX)
 }
 

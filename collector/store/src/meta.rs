@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// The files of `migrations/`, in order. A file that was released is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/0001_start.sql"), include_str!("../../../migrations/0002_incidents.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/0001_start.sql"),
+    include_str!("../../../migrations/0002_incidents.sql"),
+    include_str!("../../../migrations/0003_deliveries.sql"),
+];
 
 pub(crate) struct Meta {
     path: PathBuf,

@@ -20,7 +20,7 @@ pub fn state_of(query: &Query) -> Result<IncidentState, ApiError> {
 }
 
 fn hop_json(hop: &Hop) -> Json {
-    json!({"from": hop.from, "to": hop.to, "onset": times::rfc3339(hop.onset), "lag_s": hop.lag_s, "what": hop.what})
+    json!({"from": hop.from, "to": hop.to, "onset": times::rfc3339(hop.onset), "lag_s": hop.lag_s, "what": hop.what, "errors": hop.errors})
 }
 
 fn incident_json(incident: &Incident) -> Json {
@@ -37,6 +37,9 @@ fn incident_json(incident: &Incident) -> Json {
         "hops": incident.diagnosis.hops.iter().map(hop_json).collect::<Vec<_>>(),
         "impact": incident.impact,
         "trigger": incident.trigger,
+        "severity": incident.severity.word(),
+        "absorbed_by": incident.absorbed_by,
+        "traces": incident.traces,
     })
 }
 

@@ -9,6 +9,7 @@ use crate::times;
 use askama::Template;
 use axum::extract::State;
 use firstfall_store::Signal;
+use firstfall_store::delivery::{DeliveryQuestion, DeliveryState};
 use firstfall_store::incident::IncidentState;
 use firstfall_store::query::SearchQuestion;
 
@@ -20,6 +21,8 @@ struct Home {
     verdict_class: &'static str,
     counts: Vec<(&'static str, usize)>,
     rejected: u64,
+    /// Notifications of the last day that did not get through, or still wait after an attempt.
+    undelivered: usize,
     incidents: Vec<IncidentCard>,
     services: Vec<ServiceRow>,
     failed: Vec<TraceRow>,
@@ -40,6 +43,13 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
     let failed = ask(&app, move |reader, budget| reader.search_traces(&search, budget)).await?;
 
     let incidents = ask(&app, move |reader, _| reader.incidents(IncidentState::All, range.from, range.to, 5)).await?;
+    let undelivered = ask(&app, move |reader, _| {
+        let of = |state| reader.deliveries(&DeliveryQuestion { state: Some(state), limit: 100, ..DeliveryQuestion::default() });
+        let yesterday = range.now.saturating_sub(86_400 * 1_000_000_000);
+        let failed = of(DeliveryState::Failed)?.iter().filter(|d| d.finished_at.is_some_and(|at| at > yesterday)).count();
+        Ok(failed + of(DeliveryState::Pending)?.iter().filter(|d| !d.attempts.is_empty()).count())
+    })
+    .await?;
     let open: Vec<_> = incidents.iter().filter(|i| i.closed_at.is_none()).collect();
 
     let with = |state: Health| judged.iter().filter(|j| j.health == state).collect::<Vec<_>>();
@@ -97,6 +107,7 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         verdict_class,
         counts,
         rejected,
+        undelivered,
         incidents,
         services,
         failed: trace_rows(&failed.traces),

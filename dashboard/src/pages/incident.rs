@@ -1,5 +1,6 @@
 //! `/incidents/{id}`: what fell first, how it spread, the evidence, whom it hurt, what was ruled out.
 
+use super::deliveries::{DeliveryRow, rows as delivery_rows};
 use super::{Frame, Page, draw};
 use crate::App;
 use crate::ask::{Query, Range, ask, encode};
@@ -8,6 +9,7 @@ use crate::error::ApiError;
 use crate::times;
 use askama::Template;
 use axum::extract::{Path, State};
+use firstfall_store::delivery::DeliveryQuestion;
 use firstfall_store::incident::Incident;
 
 #[derive(Template)]
@@ -26,14 +28,23 @@ struct IncidentPage {
     timeline: Vec<[String; 3]>,
     changes: Vec<String>,
     window: String,
+    told: Vec<DeliveryRow>,
+    no_receivers: bool,
 }
 
 /// A minute before the onset and after the end is shown too.
 const MARGIN: u64 = 60 * 1_000_000_000;
 
+/// Deliveries that are listed on the page of an incident; the rest has a page of its own.
+const TOLD_MAX: usize = 20;
+
 pub async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) -> Page {
     let wanted = id.clone();
-    let (found, revisions) = ask(&app, move |reader, _| Ok((reader.incident(&wanted)?, reader.incident_revisions(&wanted)?))).await?;
+    let (found, revisions, told) = ask(&app, move |reader, _| {
+        let told = DeliveryQuestion { incident: Some(wanted.clone()), limit: TOLD_MAX, ..DeliveryQuestion::default() };
+        Ok((reader.incident(&wanted)?, reader.incident_revisions(&wanted)?, reader.deliveries(&told)?))
+    })
+    .await?;
     let Some(incident) = found else {
         return Err(ApiError::not_found(format!("there is no incident {id:?}")).into());
     };
@@ -89,6 +100,8 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) 
             .map(|c| format!("{} {} first heard at {}", c.service, c.to, times::day_and_clock(c.time)))
             .collect(),
         window: format!("?from={}&to={}", encode(&times::rfc3339(shown.from)), encode(&times::rfc3339(shown.to))),
+        told: delivery_rows(&told, range.now),
+        no_receivers: app.alerting.receivers().is_empty(),
         incident,
     })
 }
