@@ -18,6 +18,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{get, post};
+use firstfall_store::change::Change;
 use firstfall_store::incident::{Diagnosis, Topology};
 use firstfall_store::query::Budget;
 use firstfall_store::{Error, Nanos, Reader, Signal};
@@ -44,6 +45,8 @@ pub struct SignalIntake {
 pub trait Insight: Send + Sync {
     /// Who called whom between two times.
     fn topology(&self, from: Nanos, to: Nanos) -> Topology;
+    /// Changes of the last while that were seen and may not be kept yet, oldest first.
+    fn changes(&self, from: Nanos, to: Nanos) -> Vec<Change>;
     /// What was wrong between two times, by comparison with what came before.
     fn diagnose(&self, from: Nanos, to: Nanos, budget: &Budget) -> Result<Diagnosis, Error>;
 }
@@ -87,6 +90,7 @@ pub fn router(
         .route("/services/{service}", get(pages::service::show))
         .route("/incidents", get(pages::incidents::show))
         .route("/incidents/{id}", get(pages::incident::show))
+        .route("/changes", get(pages::changes::show))
         .route("/map", get(pages::map::show))
         .route("/traces", get(pages::traces::show))
         .route("/traces/{trace_id}", get(pages::trace::show))
@@ -107,6 +111,7 @@ pub fn router(
         .route("/api/v1/traces", get(api::traces::search))
         .route("/api/v1/traces/{trace_id}", get(api::traces::one))
         .route("/api/v1/logs", get(api::logs::search))
+        .route("/api/v1/changes", get(api::changes::list).post(api::changes::tell))
         .route("/api/v1/deliveries", get(api::deliveries::list))
         .route("/api/v1/deliveries/{id}/resend", post(api::deliveries::resend))
         .route("/api/v1/sql", post(api::sql::answer))

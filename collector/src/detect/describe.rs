@@ -7,6 +7,7 @@ use super::names::{Names, NodeId, NodeKind};
 use super::rank::Candidate;
 use super::windows::{Cell, Series, Subject, WindowNo};
 use super::{Diagnosis, Observed};
+use firstfall_store::change::Change;
 use firstfall_store::incident as noun;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
@@ -64,29 +65,19 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
     let found = Diagnosis { candidates: incident.candidates.clone(), symptoms: incident.symptoms.clone() };
     let diagnosis = diagnosis(observed, &found, &before, &after);
     let (impact, severity) = impact(observed, &before, &after);
-    let new = observed.new_versions(incident.onset.saturating_sub(CHANGES_BEFORE), incident.onset + CHANGES_AFTER);
-    let changes: Vec<noun::Change> = new
-        .iter()
-        .map(|(node, version, time)| noun::Change {
-            service: observed.names.node(*node).service.name.clone(),
-            kind: "version".to_owned(),
-            to: observed.names.text_of(*version).to_owned(),
-            time: *time,
-        })
-        .collect();
-    // A new version of the origin itself is the likeliest trigger there is.
-    let version = found
-        .candidates
-        .first()
-        .and_then(|origin| new.iter().rev().find(|(node, ..)| *node == origin.node))
-        .map(|(_, version, time)| (observed.names.text_of(*version).to_owned(), *time));
+    let now = u64::from(until + 1) * WINDOW;
+    let changes =
+        observed.changes.between(incident.onset.saturating_sub(CHANGES_BEFORE), incident.onset + CHANGES_AFTER, now, &observed.names);
     let mut diagnosis = diagnosis;
-    if let (Some((version, _)), Some(origin)) = (&version, diagnosis.origins.first_mut()) {
-        origin.version = Some(version.clone());
-    }
-    let trigger = version.map(|(version, time)| {
-        let name = diagnosis.origins.first().map_or("", |o| o.service.as_str());
-        format!("version {version} of {name} was first heard at {}", clock(time))
+    let trigger = diagnosis.origins.first_mut().and_then(|origin| {
+        let change = trigger(origin, &changes)?;
+        if change.kind == "version" {
+            origin.version = Some(change.to.clone());
+        }
+        Some(match change.kind.as_str() {
+            "version" => format!("version {} of {} was first heard at {}", change.to, change.service, clock(change.time)),
+            _ => format!("{}: {}, at {}", change.service, change.words(), clock(change.time)),
+        })
     });
     noun::Incident {
         id: incident.id.clone(),
@@ -104,6 +95,23 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
         absorbed_by: incident.absorbed_by.clone(),
         traces: Vec::new(),
     }
+}
+
+/// The change that is likeliest to have caused it: the latest of the origin itself, and one that somebody made before one that may have followed.
+fn trigger<'a>(origin: &noun::Origin, changes: &'a [Change]) -> Option<&'a Change> {
+    let own = changes.iter().filter(|c| {
+        c.service == origin.service
+            && (c.told && c.environment.is_empty() || (&c.namespace, &c.environment) == (&origin.namespace, &origin.environment))
+    });
+    own.max_by_key(|c| {
+        let weight = match c.kind.as_str() {
+            "version" => 3,
+            _ if c.told => 2,
+            "restart" | "scale_up" | "scale_down" | "instance" => 1,
+            _ => 0,
+        };
+        (weight, c.time)
+    })
 }
 
 fn origin(names: &Names, at: usize, candidate: &Candidate) -> noun::Origin {

@@ -79,6 +79,10 @@ pub struct Facts {
     pub edges: Vec<(NodeId, NodeId, u64)>,
     /// Versions of nodes that speak, and when.
     pub versions: Vec<(NodeId, TextId, u64)>,
+    /// Instances of nodes that speak, and when.
+    pub instances: Vec<(NodeId, TextId, u64)>,
+    /// Node, breaker, its state, and when.
+    pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
 }
 
 /// Which traces are looked at, when there are more than there is time for: whole traces, one in two, four, eight, …, so that what is
@@ -114,6 +118,9 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
             if let Some(version) = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty()) {
                 facts.versions.push((*node, names.text(version), *first));
             }
+            if let Some(instance) = instance_of(&resource) {
+                facts.instances.push((*node, names.text(&instance), *first));
+            }
         }
     }
     match batch.signal {
@@ -122,6 +129,17 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         Signal::Metrics => points(batch, &lanes, names, &mut facts),
     }
     facts
+}
+
+/// What tells one instance of a service from another, by the first of these that there is.
+fn instance_of(resource: &Resource) -> Option<String> {
+    let text = |key| text_of(&resource.attributes, key).filter(|text| !text.is_empty());
+    let whole = ["service.instance.id", "k8s.pod.uid", "k8s.pod.name", "container.id"].into_iter().find_map(text);
+    // A process id alone is the same in every container.
+    whole.map(str::to_owned).or_else(|| {
+        let (_, pid) = resource.attributes.iter().find(|(key, _)| key == "process.pid")?;
+        Some(format!("{} {}", text("host.name")?, pid.text()))
+    })
 }
 
 /// What an attribute says about the callee.
@@ -379,6 +397,7 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
         let mut unit = "";
         let (mut cumulative, mut value, mut count, mut sum) = (false, None, None, None);
         let (mut client, mut server) = ("", "");
+        let (mut state, mut label) = ("", "");
         let mut attributes = String::new();
         for (column, found) in batch.values_of(row) {
             let number = match found {
@@ -398,6 +417,8 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
                     match batch.strings.str(column.key) {
                         "client" => client = text,
                         "server" => server = text,
+                        "state" => state = text,
+                        "name" => label = text,
                         _ => {}
                     }
                     attributes.push(' ');
@@ -419,6 +440,13 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
             continue;
         }
         let metric_name = names.text_of(name).to_owned();
+        // Resilience4j, by Micrometer: a gauge for each state, 1 for the one that it is in.
+        if metric_name.ends_with("circuitbreaker.state") && !state.is_empty() {
+            if value == Some(1.0) {
+                facts.breakers.push((node, names.text(label), names.text(state), time));
+            }
+            continue;
+        }
         let mut push = |suffix: &str, measure: Measure, value: f64, cumulative: bool, weight: f64| {
             let metric = names.text(&format!("{metric_name}{suffix}{attributes}"));
             facts.points.push(PointFact { node, metric, measure, time, value, cumulative, weight, since });

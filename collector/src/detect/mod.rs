@@ -7,6 +7,7 @@
 //!
 //! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
+pub mod changes;
 pub mod describe;
 pub mod facts;
 pub mod incidents;
@@ -17,21 +18,19 @@ pub mod rank;
 pub mod watch;
 pub mod windows;
 
+use changes::Changes;
 use facts::Thinning;
 use firstfall_store::batch::Batch;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
 use join::Join;
 use judge::{Stretches, Symptom};
-use names::{Names, NodeId, TextId};
+use names::{Names, NodeId};
 use rank::Candidate;
 use windows::{Subject, WindowNo, Windows, window_of};
 
 /// How far back a baseline reaches.
 pub const BASELINE: u64 = 1800 * 1_000_000_000;
-
-/// Versions that are remembered: a service that makes up a new one with each start must not fill the memory.
-const VERSIONS_MAX: usize = 20_000;
 
 /// Everything that was seen, as far back as a baseline reaches.
 #[derive(Default)]
@@ -42,10 +41,7 @@ pub struct Observed {
     /// The latest event time of each node.
     newest_of: HashMap<NodeId, u64>,
     pub thinning: Thinning,
-    /// When each version of a node was first heard.
-    versions: HashMap<(NodeId, TextId), u64>,
-    /// When anything was first heard.
-    first: Option<u64>,
+    pub changes: Changes,
 }
 
 impl Observed {
@@ -64,11 +60,13 @@ impl Observed {
             self.windows.add_point(point);
         }
         for (node, version, time) in facts.versions {
-            self.first = Some(self.first.map_or(time, |first| first.min(time)));
-            if self.versions.len() < VERSIONS_MAX || self.versions.contains_key(&(node, version)) {
-                let first = self.versions.entry((node, version)).or_insert(time);
-                *first = (*first).min(time);
-            }
+            self.changes.hear_version(node, version, time);
+        }
+        for (node, instance, time) in facts.instances {
+            self.changes.hear_instance(node, instance, time);
+        }
+        for (node, breaker, state, time) in facts.breakers {
+            self.changes.hear_breaker(node, breaker, state, time);
         }
         for (from, to, time) in facts.edges {
             self.windows.tell_edge(from, to, time);
@@ -80,25 +78,7 @@ impl Observed {
         self.windows.forget_before(window);
         let time = u64::from(window) * WINDOW;
         self.newest_of.retain(|_, newest| *newest >= time);
-        // A version counts as new for a quarter of an hour; the oldest of a node must stay, to tell it from a service that is new itself.
-        if self.versions.len() >= VERSIONS_MAX {
-            self.versions.retain(|_, first| *first >= time);
-        }
-    }
-
-    /// Versions that were first heard between two times, of nodes that had spoken before under another one; oldest first.
-    pub fn new_versions(&self, from: u64, to: u64) -> Vec<(NodeId, TextId, u64)> {
-        // What is heard in the first minute of all was there before.
-        let known = self.first.unwrap_or(0).saturating_add(60_000_000_000);
-        let older = |node: NodeId, time: u64| self.versions.iter().any(|((n, _), first)| *n == node && *first < time);
-        let mut new: Vec<(NodeId, TextId, u64)> = self
-            .versions
-            .iter()
-            .filter(|((node, _), first)| **first > known && (from..=to).contains(*first) && older(*node, **first))
-            .map(|((node, version), first)| (*node, *version, *first))
-            .collect();
-        new.sort_unstable_by_key(|(node, version, first)| (*first, *node, *version));
-        new
+        self.changes.forget_before(time);
     }
 
     fn see(&mut self, node: NodeId, time: u64) {

@@ -1,6 +1,7 @@
 //! The outer ring of detection: a thread that takes accepted batches, follows event time, judges each window once all of it can have arrived,
 //! and keeps what it finds in the store. Also answers what was asked of it: the map, and what was wrong in a window.
 
+use super::changes::SETTLED_AFTER;
 use super::facts::Thinning;
 use super::incidents::Incidents;
 use super::windows::WindowNo;
@@ -8,6 +9,7 @@ use super::{BASELINE, Observed, describe};
 use crate::alert::Outbox;
 use crate::ingest::now;
 use firstfall_store::batch::Batch;
+use firstfall_store::change::Change;
 use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
 use firstfall_store::query::{Budget, Filter, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
@@ -38,6 +40,8 @@ const KEPT: u32 = 720;
 const JUMP_MAX: u32 = 1440;
 /// After a restart an incident of the same origin is the same when its onset is reckoned this close to what it was (five minutes).
 const SAME_ONSET: u64 = 300 * SECOND;
+/// Told changes of the last half hour that are looked at.
+const TOLD_MAX: usize = 1000;
 /// Failing traces that an incident names …
 const TRACES_MAX: usize = 3;
 /// … if they are found in so long.
@@ -120,6 +124,13 @@ impl firstfall_dashboard::Insight for Watch {
         describe::topology(&lock(&self.shared.observed), from, to)
     }
 
+    fn changes(&self, from: u64, to: u64) -> Vec<Change> {
+        let observed = lock(&self.shared.observed);
+        let mut changes = observed.changes.between(from, to, observed.watermark(), &observed.names);
+        changes.retain(|change| !change.told);
+        changes
+    }
+
     /// What was wrong between two times. Reads the past from the store, so it can be asked about any time that is kept.
     fn diagnose(&self, from: u64, to: u64, budget: &Budget) -> Result<Diagnosis, Error> {
         let mut observed = Observed::default();
@@ -167,6 +178,8 @@ struct Watcher {
     incidents: Incidents,
     /// Failing traces of open incidents, found once.
     traces: HashMap<String, Vec<String>>,
+    /// Changes up to this time are kept.
+    changes_until: u64,
     /// While history is walked through nothing is kept or told: it was, at its time.
     remembering: bool,
     /// The next window to judge.
@@ -190,6 +203,7 @@ impl Watcher {
             outbox,
             incidents: Incidents::default(),
             traces: HashMap::new(),
+            changes_until: 0,
             remembering: false,
             next: None,
             watermark: 0,
@@ -379,6 +393,26 @@ impl Watcher {
             for incident in incidents {
                 self.keep(incident, u64::from(window + 1) * WINDOW);
             }
+            self.keep_changes(u64::from(window + 1) * WINDOW);
+        }
+    }
+
+    /// Keeps what has changed, once it is settled what it was, and learns what somebody told.
+    fn keep_changes(&mut self, now: u64) {
+        let until = now.saturating_sub(SETTLED_AFTER);
+        let from = if self.changes_until == 0 { until.saturating_sub(BASELINE) } else { self.changes_until };
+        if until <= from {
+            return;
+        }
+        self.changes_until = until;
+        let told = self.reader.changes(now.saturating_sub(BASELINE), u64::MAX, None, TOLD_MAX).unwrap_or_default();
+        let mut observed = lock(&self.shared.observed);
+        observed.changes.told = told.into_iter().filter(|change| change.told).collect();
+        let mut settled = observed.changes.between(from + 1, until, now, &observed.names);
+        drop(observed);
+        settled.retain(|change| !change.told);
+        if let Err(error) = self.reader.keep_changes(&settled, crate::ingest::now()) {
+            tracing::warn!(%error, "changes cannot be kept");
         }
     }
 

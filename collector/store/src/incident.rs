@@ -1,6 +1,7 @@
 //! The nouns of failure: an incident, who is at its origin, how it spread and whom it hurts; and the graph of who calls whom. The collector
 //! finds them, `meta.db` keeps incidents, pages and the API draw them. Times are event times in nanoseconds.
 
+use crate::change::Change;
 use crate::delivery::{self, Notice, Told};
 use crate::{Error, Nanos, Reader, Service};
 use rusqlite::{OptionalExtension, params};
@@ -66,17 +67,6 @@ impl Incident {
             || self.absorbed_by != earlier.absorbed_by
             || self.impact.entry_points.iter().any(|entry| !earlier.impact.entry_points.contains(entry))
     }
-}
-
-/// A change of a service that came shortly before or with an incident.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Change {
-    pub service: String,
-    /// `version`.
-    pub kind: String,
-    /// What it changed to.
-    pub to: String,
-    pub time: Nanos,
 }
 
 /// A ranking with its evidence.

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod block;
 pub mod bloom;
 pub mod builder;
+pub mod change;
 pub mod delivery;
 mod error;
 mod generation;

@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/0001_start.sql"),
     include_str!("../../../migrations/0002_incidents.sql"),
     include_str!("../../../migrations/0003_deliveries.sql"),
+    include_str!("../../../migrations/0004_changes.sql"),
 ];
 
 pub(crate) struct Meta {

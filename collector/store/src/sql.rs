@@ -1,5 +1,5 @@
 //! SQL for people: `spans`, `logs` and `points` as read-only virtual tables over blocks and the live generation, beside the small
-//! tables `services`, `operations`, `rollups` and `incidents`, in a private in-memory database that can do nothing but SELECT.
+//! tables `services`, `operations`, `rollups`, `incidents` and `changes`, in a private in-memory database that can do nothing but SELECT.
 //!
 //! Conditions on time, service, name and trace id are pushed down into the filter that pages use; the rest SQLite checks itself. A
 //! cursor holds the rows of one segment at a time.
@@ -30,6 +30,9 @@ pub struct SqlAnswer {
 
 /// Longest text or BLOB that a query may build, so that no `printf('%.*c')` fills the memory.
 const LENGTH_MAX: i32 = 16 << 20;
+
+/// Rows of a small table that are put before a query.
+const ROWS_MAX: usize = 10_000;
 
 impl Reader {
     /// Runs one SELECT and returns at most `limit` rows.
@@ -80,7 +83,6 @@ impl Reader {
 
     /// The latest incidents.
     fn incidents_table(&self, connection: &Connection) -> Result<(), Error> {
-        const ROWS_MAX: usize = 10_000;
         for incident in self.incidents(IncidentState::All, 0, u64::MAX, ROWS_MAX)? {
             let nanos = |time: u64| i64::try_from(time).unwrap_or(i64::MAX);
             connection
@@ -105,6 +107,29 @@ impl Reader {
         Ok(())
     }
 
+    /// The latest changes.
+    fn changes_table(&self, connection: &Connection) -> Result<(), Error> {
+        for change in self.changes(0, u64::MAX, None, ROWS_MAX)? {
+            let time = i64::try_from(change.time).unwrap_or(i64::MAX);
+            connection
+                .execute(
+                    "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    rusqlite::params![
+                        change.service,
+                        change.namespace,
+                        change.environment,
+                        change.kind,
+                        change.from,
+                        change.to,
+                        time,
+                        change.url
+                    ],
+                )
+                .map_err(Error::sqlite("build a table in", std::path::Path::new("memory")))?;
+        }
+        Ok(())
+    }
+
     fn small_tables(&self, connection: &Connection, mentioned: &str, budget: &Budget) -> Result<(), Error> {
         let failed = Error::sqlite("build a table in", std::path::Path::new("memory"));
         connection
@@ -114,11 +139,15 @@ impl Reader {
                  CREATE TABLE operations(service TEXT, kind TEXT, name TEXT, calls INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);
                  CREATE TABLE incidents(id TEXT, state TEXT, opened_at_ns INTEGER, onset_ns INTEGER, closed_at_ns INTEGER, title TEXT, origin TEXT,
                      confidence TEXT, requests INTEGER, failed INTEGER, body TEXT);
+                 CREATE TABLE changes(service TEXT, namespace TEXT, environment TEXT, kind TEXT, \"from\" TEXT, \"to\" TEXT, time_ns INTEGER, url TEXT);
                  CREATE TABLE rollups(service TEXT, start_ns INTEGER, requests INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);",
             )
             .map_err(&failed)?;
         if mentioned.contains("incidents") {
             self.incidents_table(connection)?;
+        }
+        if mentioned.contains("changes") {
+            self.changes_table(connection)?;
         }
         let all = ServiceQuestion { to: i64::MAX as u64, step: crate::rollup::WINDOW, ..ServiceQuestion::default() };
         if !["services", "operations", "rollups"].iter().any(|table| mentioned.contains(table)) {

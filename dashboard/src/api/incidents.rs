@@ -60,11 +60,7 @@ pub async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Respo
     answer["symptoms"] = json!(incident.diagnosis.symptoms);
     answer["evidence"] = json!(incident.diagnosis.origins.first().map(|o| &o.reasons));
     answer["rejected"] = json!(incident.diagnosis.rejected);
-    answer["changes"] = incident
-        .changes
-        .iter()
-        .map(|c| json!({"service": c.service, "kind": c.kind, "to": c.to, "time": times::rfc3339(c.time)}))
-        .collect();
+    answer["changes"] = incident.changes.iter().map(super::changes::change_json).collect();
     answer["timeline"] = revisions
         .iter()
         .map(|(at, i)| json!({"time": times::rfc3339(*at), "revision": i.revision, "title": i.title, "origin": i.diagnosis.origins.first().map(|o| &o.service)}))

@@ -1,5 +1,6 @@
 //! The JSON API under `/api/v1`. Fields may be added, never renamed.
 
+pub mod changes;
 pub mod deliveries;
 pub mod incidents;
 pub mod logs;

@@ -1,5 +1,6 @@
 //! `/`: is anything wrong, since when. The verdict is a sentence; services follow, worst first.
 
+use super::changes::{ChangeRow, rows as change_rows};
 use super::{Frame, IncidentCard, Page, ServiceRow, TraceRow, draw, incident_cards, service_rows, sort_services, trace_rows};
 use crate::App;
 use crate::api::services::judged;
@@ -13,6 +14,9 @@ use firstfall_store::delivery::{DeliveryQuestion, DeliveryState};
 use firstfall_store::incident::IncidentState;
 use firstfall_store::query::SearchQuestion;
 
+/// The latest changes; the rest has a page of its own.
+const CHANGES_SHOWN: usize = 5;
+
 #[derive(Template)]
 #[template(path = "home.html")]
 struct Home {
@@ -24,6 +28,7 @@ struct Home {
     /// Notifications of the last day that did not get through, or still wait after an attempt.
     undelivered: usize,
     incidents: Vec<IncidentCard>,
+    changes: Vec<ChangeRow>,
     services: Vec<ServiceRow>,
     failed: Vec<TraceRow>,
     otlp: &'static str,
@@ -100,6 +105,7 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
     // The first screen shows the worst; the list has them all.
     services.truncate(30);
     let rejected = Signal::ALL.iter().map(|s| app.intake.signal(*s).rejected.iter().map(|(.., n)| n).sum::<u64>()).sum();
+    let changes = change_rows(&crate::api::changes::changes(&app, &query, &range, CHANGES_SHOWN).await?, &incidents);
     let incidents = incident_cards(&incidents, range.to);
     draw(&Home {
         frame,
@@ -109,6 +115,7 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         rejected,
         undelivered,
         incidents,
+        changes,
         services,
         failed: trace_rows(&failed.traces),
         otlp: "127.0.0.1:4318",

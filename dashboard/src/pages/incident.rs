@@ -94,11 +94,7 @@ pub async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) 
         hops,
         symptoms,
         timeline,
-        changes: incident
-            .changes
-            .iter()
-            .map(|c| format!("{} {} first heard at {}", c.service, c.to, times::day_and_clock(c.time)))
-            .collect(),
+        changes: incident.changes.iter().map(|c| format!("{}: {}, at {}", c.service, c.words(), times::day_and_clock(c.time))).collect(),
         window: format!("?from={}&to={}", encode(&times::rfc3339(shown.from)), encode(&times::rfc3339(shown.to))),
         told: delivery_rows(&told, range.now),
         no_receivers: app.alerting.receivers().is_empty(),

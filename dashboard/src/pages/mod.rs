@@ -1,5 +1,6 @@
 //! The pages. Each is a file: its address, its question, its template.
 
+pub mod changes;
 pub mod deliveries;
 pub mod home;
 pub mod incident;

@@ -1,0 +1,257 @@
+//! Changes of services, as far as telemetry tells of them: which versions and instances speak and since when, and the state of breakers.
+//! Nobody has to announce a deployment: its `service.version` does.
+
+use super::names::{Names, NodeId, TextId};
+use firstfall_store::change::Change;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+
+const SECOND: u64 = 1_000_000_000;
+/// Versions, and instances, that are remembered: a service that makes up a new one with each start must not fill the memory.
+const REMEMBERED_MAX: usize = 20_000;
+/// Breaker transitions that are remembered.
+const TRANSITIONS_MAX: usize = 10_000;
+/// What is heard in the first minute of all was there before.
+const KNOWN_AFTER: u64 = 60 * SECOND;
+/// An instance that was not heard for so long is gone, as long as others of its service speak: SDKs send metrics once a minute.
+const GONE_AFTER: u64 = 150 * SECOND;
+/// Instances that come and go within this time are one change.
+const TOGETHER: u64 = 120 * SECOND;
+/// After so long nothing more can change what a change was: a restart or a growth.
+pub const SETTLED_AFTER: u64 = GONE_AFTER + TOGETHER;
+
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    first: u64,
+    last: u64,
+}
+
+/// What there is to know of changes.
+#[derive(Default)]
+pub struct Changes {
+    versions: HashMap<(NodeId, TextId), Heard>,
+    instances: HashMap<(NodeId, TextId), Heard>,
+    /// By node and breaker: its state and since when.
+    breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
+    transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
+    /// When anything was first heard.
+    first: Option<u64>,
+    /// What somebody has told.
+    pub told: Vec<Change>,
+}
+
+fn hear(heard: &mut HashMap<(NodeId, TextId), Heard>, node: NodeId, text: TextId, time: u64) {
+    if heard.len() < REMEMBERED_MAX || heard.contains_key(&(node, text)) {
+        let entry = heard.entry((node, text)).or_insert(Heard { first: time, last: time });
+        entry.first = entry.first.min(time);
+        entry.last = entry.last.max(time);
+    }
+}
+
+/// What was heard of each node, in the order in which it was first heard.
+fn by_node(heard: &HashMap<(NodeId, TextId), Heard>) -> HashMap<NodeId, Vec<(TextId, Heard)>> {
+    let mut by_node: HashMap<NodeId, Vec<(TextId, Heard)>> = HashMap::new();
+    for ((node, text), heard) in heard {
+        by_node.entry(*node).or_default().push((*text, *heard));
+    }
+    by_node.values_mut().for_each(|list| list.sort_unstable_by_key(|(text, heard)| (heard.first, *text)));
+    by_node
+}
+
+impl Changes {
+    pub fn hear_version(&mut self, node: NodeId, version: TextId, time: u64) {
+        self.first = Some(self.first.map_or(time, |first| first.min(time)));
+        hear(&mut self.versions, node, version, time);
+    }
+
+    pub fn hear_instance(&mut self, node: NodeId, instance: TextId, time: u64) {
+        self.first = Some(self.first.map_or(time, |first| first.min(time)));
+        hear(&mut self.instances, node, instance, time);
+    }
+
+    pub fn hear_breaker(&mut self, node: NodeId, breaker: TextId, state: TextId, time: u64) {
+        let full = self.breakers.len() >= REMEMBERED_MAX;
+        match self.breakers.entry((node, breaker)) {
+            Entry::Vacant(_) if full => {}
+            Entry::Vacant(new) => {
+                new.insert((state, time));
+            }
+            Entry::Occupied(mut known) => {
+                let (old, since) = *known.get();
+                if old != state && time > since {
+                    if self.transitions.len() < TRANSITIONS_MAX {
+                        self.transitions.push((node, breaker, old, state, time));
+                    }
+                    known.insert((state, time));
+                }
+            }
+        }
+    }
+
+    /// Forgets what ended before a time.
+    pub fn forget_before(&mut self, time: u64) {
+        for heard in [&mut self.versions, &mut self.instances] {
+            heard.retain(|_, heard| heard.last >= time);
+        }
+        self.transitions.retain(|(.., at)| *at >= time);
+        self.told.retain(|change| change.time >= time);
+    }
+
+    /// All changes between two times as they look at `now` (event time), oldest first, with the node where it is known.
+    pub fn between(&self, from: u64, to: u64, now: u64, names: &Names) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let make = |node: NodeId, kind: &str, before: String, after: String, time: u64| {
+            let service = &names.node(node).service;
+            Change {
+                service: service.name.clone(),
+                namespace: service.namespace.clone(),
+                environment: service.environment.clone(),
+                kind: kind.to_owned(),
+                from: before,
+                to: after,
+                time,
+                ..Change::default()
+            }
+        };
+        let text = |id: TextId| names.text_of(id).to_owned();
+        let known = self.first.unwrap_or(0).saturating_add(KNOWN_AFTER);
+        let mut deployed: HashMap<NodeId, Vec<u64>> = HashMap::new();
+        for (node, versions) in by_node(&self.versions) {
+            // A service that was not there before is new, and its first version no change.
+            for pair in versions.windows(2) {
+                let [(older, earlier), (version, heard)] = pair else { continue };
+                if heard.first > known && heard.first > earlier.first {
+                    deployed.entry(node).or_default().push(heard.first);
+                    changes.push(make(node, "version", text(*older), text(*version), heard.first));
+                }
+            }
+        }
+        for (node, births, deaths, count) in self.turns(known, now) {
+            let Some(time) = births.iter().chain(&deaths).map(|(_, time)| *time).min() else { continue };
+            if deployed.get(&node).is_some_and(|times| times.iter().any(|at| at.abs_diff(time) < TOGETHER)) {
+                continue;
+            }
+            let some = |list: &[(TextId, u64)]| match list {
+                [] => String::new(),
+                [(one, _)] => text(*one),
+                [(one, _), rest @ ..] => format!("{} and {} more", text(*one), rest.len()),
+            };
+            let (born, dead) = (births.len(), deaths.len());
+            let settled = now >= time.saturating_add(SETTLED_AFTER);
+            changes.push(match (born, dead) {
+                (0, _) => make(node, "scale_down", count.to_string(), (count - dead).to_string(), time),
+                (_, 0) if settled => make(node, "scale_up", (count - born).to_string(), count.to_string(), time),
+                (_, 0) => make(node, "instance", String::new(), some(&births), time),
+                _ => make(node, "restart", some(&deaths), some(&births), time),
+            });
+        }
+        for (node, breaker, old, new, time) in &self.transitions {
+            changes.push(make(*node, "breaker", text(*old), format!("{} ({})", text(*new), text(*breaker)), *time));
+        }
+        changes.extend(self.told.iter().cloned());
+        changes.retain(|change| (from..=to).contains(&change.time));
+        changes.sort_by(|a, b| (a.time, &a.service, &a.kind, &a.to).cmp(&(b.time, &b.service, &b.kind, &b.to)));
+        changes
+    }
+
+    /// Instances that came and went together: node, births, deaths, and how many there were with those.
+    #[allow(clippy::type_complexity, reason = "read once, just above")]
+    fn turns(&self, known: u64, now: u64) -> Vec<(NodeId, Vec<(TextId, u64)>, Vec<(TextId, u64)>, usize)> {
+        let mut turns = Vec::new();
+        for (node, instances) in by_node(&self.instances) {
+            let newest = instances.iter().map(|(_, h)| h.last).max().unwrap_or(0);
+            let oldest = instances.first().map_or(0, |(_, h)| h.first);
+            // (time, is a birth, instance)
+            let mut events: Vec<(u64, bool, TextId)> = Vec::new();
+            for (instance, heard) in &instances {
+                if heard.first > known && heard.first > oldest {
+                    events.push((heard.first, true, *instance));
+                }
+                // Of a service that speaks no more nobody knows how many instances there are.
+                if now >= heard.last.saturating_add(GONE_AFTER) && newest >= heard.last.saturating_add(GONE_AFTER) {
+                    events.push((heard.last, false, *instance));
+                }
+            }
+            events.sort_unstable();
+            let mut rest = events.as_slice();
+            while let Some((start, ..)) = rest.first() {
+                let end = rest.iter().position(|(time, ..)| time.saturating_sub(*start) > TOGETHER).unwrap_or(rest.len());
+                let (turn, later) = rest.split_at(end);
+                rest = later;
+                let side = |birth: bool| turn.iter().filter(|(_, b, _)| *b == birth).map(|(time, _, id)| (*id, *time)).collect::<Vec<_>>();
+                let last = turn.last().map_or(*start, |(time, ..)| *time);
+                let count = instances.iter().filter(|(_, h)| h.first <= last && h.last >= *start).count();
+                turns.push((node, side(true), side(false), count));
+            }
+        }
+        turns.sort_unstable_by_key(|(node, ..)| *node);
+        turns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::{Node, NodeKind};
+    use super::*;
+    use firstfall_store::Service;
+
+    /// `heard`: instance, version, from second to second; what is told of it at the end.
+    fn check(heard: &[(&str, &str, u64, u64)], now: u64, expected: &[(&str, &str, &str, u64)]) {
+        let (mut names, mut changes) = (Names::default(), Changes::default());
+        let service = Service { name: "cart".into(), namespace: String::new(), environment: String::new() };
+        let node = names.node_id(Node { kind: NodeKind::Service, service });
+        for (instance, version, from, to) in heard {
+            let (instance, version) = (names.text(instance), names.text(version));
+            for second in (*from..=*to).step_by(10) {
+                changes.hear_instance(node, instance, second * SECOND);
+                changes.hear_version(node, version, second * SECOND);
+            }
+        }
+        let found = changes.between(0, u64::MAX, now * SECOND, &names);
+        let found: Vec<(&str, &str, &str, u64)> =
+            found.iter().map(|c| (c.kind.as_str(), c.from.as_str(), c.to.as_str(), c.time / SECOND)).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_was_there_from_the_start_is_no_change() {
+        check(&[("a", "1", 0, 600), ("b", "1", 30, 600)], 600, &[]);
+    }
+
+    #[test]
+    fn a_new_version_is_one_change_also_when_its_instances_are_new() {
+        check(&[("a", "1", 0, 400), ("b", "2", 410, 900)], 900, &[("version", "1", "2", 410)]);
+    }
+
+    #[test]
+    fn an_instance_in_place_of_another_is_a_restart() {
+        check(&[("a", "1", 0, 400), ("b", "1", 420, 900)], 900, &[("restart", "a", "b", 400)]);
+    }
+
+    #[test]
+    fn a_further_instance_is_new_and_later_a_growth() {
+        let heard = [("a", "1", 0, 1000), ("b", "1", 420, 1000)];
+        check(&heard, 500, &[("instance", "", "b", 420)]);
+        check(&heard, 1000, &[("scale_up", "1", "2", 420)]);
+    }
+
+    #[test]
+    fn an_instance_that_falls_silent_beside_others_is_fewer_and_a_dead_service_is_not() {
+        check(&[("a", "1", 0, 1000), ("b", "1", 0, 400)], 1000, &[("scale_down", "2", "1", 400)]);
+        check(&[("a", "1", 0, 400), ("b", "1", 0, 400)], 1000, &[]);
+    }
+
+    #[test]
+    fn a_breaker_tells_when_its_state_changes() {
+        let (mut names, mut changes) = (Names::default(), Changes::default());
+        let service = Service { name: "cart".into(), namespace: String::new(), environment: String::new() };
+        let node = names.node_id(Node { kind: NodeKind::Service, service });
+        let (breaker, closed, open) = (names.text("stock"), names.text("closed"), names.text("open"));
+        for (second, state) in [(10, closed), (20, closed), (30, open), (25, closed), (40, open)] {
+            changes.hear_breaker(node, breaker, state, second * SECOND);
+        }
+        let found = changes.between(0, u64::MAX, u64::MAX, &names);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].words(), "breaker open (stock) after closed");
+    }
+}
