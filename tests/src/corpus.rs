@@ -31,6 +31,12 @@ impl Random {
         self.draw() % bound
     }
 
+    /// The time to the next of events that come as they like, so many a second; nanoseconds.
+    pub fn gap(&mut self, rate: f64) -> f64 {
+        let uniform = (self.below(1_000_000) + 1) as f64 / 1e6;
+        -uniform.ln() * 1e9 / rate
+    }
+
     fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
         from[self.below(from.len() as u64) as usize]
     }

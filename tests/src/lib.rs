@@ -7,6 +7,7 @@ pub mod hook;
 pub mod mixed;
 pub mod power;
 pub mod samples;
+pub mod scenario;
 pub mod server;
 pub mod shop;
 pub mod stored;

@@ -11,6 +11,7 @@ use firstfall_store::change::Change;
 use firstfall_store::incident as noun;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Candidates that are listed as origins; those below are noise to a reader.
@@ -18,6 +19,9 @@ const ORIGINS_MAX: usize = 10;
 const SYMPTOMS_MAX: usize = 40;
 const REASONS_MAX: usize = 5;
 const HOPS_MAX: usize = 60;
+
+/// In the sentence stands what requests suffer, if it does at least this part of the harm.
+const SAID_FIRST: f64 = 0.3;
 
 /// An entry point is hurt when more than this part of its requests is …
 const HURT_SHARE: f64 = 0.05;
@@ -309,10 +313,16 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
     callers.values_mut().for_each(|callers| callers.sort_unstable_by_key(|(from, _)| *from));
     let start = u64::from(after.start) * WINDOW;
     let mut hops = Vec::new();
-    let mut seen: HashSet<NodeId> = HashSet::from([origin.node]);
-    let mut front = vec![origin.node];
-    while let Some(node) = front.pop() {
+    // Steps from the origin: a hop leads farther from it, never back in a circle.
+    let mut steps: HashMap<NodeId, u32> = HashMap::from([(origin.node, 0)]);
+    let mut front = VecDeque::from([origin.node]);
+    while let Some(node) = front.pop_front() {
+        let step = steps[&node];
         for (from, series) in callers.get(&node).into_iter().flatten() {
+            // Who sends a message does not wait for those who take it out of the queue.
+            if steps.get(from).is_some_and(|other| *other <= step) || observed.names.node(*from).kind == NodeKind::Queue {
+                continue;
+            }
             let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
             if is.count == 0 {
                 continue;
@@ -336,8 +346,8 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
                 what,
                 errors: rounded(failing1),
             });
-            if seen.insert(*from) {
-                front.push(*from);
+            if steps.insert(*from, step + 1).is_none() {
+                front.push_back(*from);
             }
         }
     }
@@ -402,7 +412,15 @@ fn impact(observed: &Observed, before: &Range<WindowNo>, after: &Range<WindowNo>
 fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset: u64, version: Option<&str>) -> String {
     let names = &observed.names;
     let Some(first) = found.candidates.first() else { return "Something changed, and there is not enough evidence to say what".to_owned() };
-    let evidence = first.evidence.iter().find(|s| s.harm > 0.0 && s.signal != Signal::Resource).or(first.evidence.first());
+    // What requests suffer, before what is written of it in logs, unless that is far more.
+    let most = first.evidence.iter().map(|s| s.harm).fold(0.0, f64::max);
+    let suffered = |s: &&Symptom| s.harm >= SAID_FIRST * most && !matches!(s.signal, Signal::Resource | Signal::ErrorLogs | Signal::Shape);
+    let evidence = first
+        .evidence
+        .iter()
+        .find(suffered)
+        .or_else(|| first.evidence.iter().find(|s| s.harm > 0.0 && s.signal != Signal::Resource))
+        .or(first.evidence.first());
     let what = evidence.map_or(String::new(), |s| clause(names, s));
     let name = &match version {
         Some(version) => format!("{} {version}", names.node(first.node).service.name),

@@ -23,10 +23,26 @@ pub struct SpanFact {
     pub kind: u8,
     pub start: u64,
     pub end: u64,
+    /// What was taken off both, because its service's clock is ahead by so much.
+    pub ahead: i64,
     pub failed: bool,
     pub request: bool,
     /// Whom it calls, by its attributes.
     pub peer: Option<NodeId>,
+}
+
+impl SpanFact {
+    /// Takes off both times by how much its service's clock is ahead.
+    pub fn set_clock(&mut self, ahead: i64) {
+        self.start = self.start.saturating_add_signed(-ahead);
+        self.end = self.end.saturating_add_signed(-ahead);
+        self.ahead = ahead;
+    }
+
+    /// Start and end as they were sent.
+    pub fn by_own_clock(&self) -> (u64, u64) {
+        (self.start.saturating_add_signed(self.ahead), self.end.saturating_add_signed(self.ahead))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -316,6 +332,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             kind,
             start: batch.time[row],
             end: batch.end(row),
+            ahead: 0,
             failed,
             request: batch.marks[row] & marks::REQUEST != 0,
             peer: peer.filter(|peer| *peer != node),

@@ -276,15 +276,21 @@ fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
     }
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
-    candidate.evidence.iter().any(|s| {
-        let least = if s.signal.is_of_points() { HARMED_MIN_BY_POINTS } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) };
+    let counts = |s: &&Symptom| {
         // Before there is a baseline only the objective speaks: failures.
         if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
             return false;
         }
         let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
-        known && s.unprecedented && s.score >= OPEN_SCORE && s.harm >= least
-    })
+        known && s.unprecedented && s.score >= OPEN_SCORE
+    };
+    let enough = |harm: f64, by_points: bool| {
+        harm >= if by_points { HARMED_MIN_BY_POINTS } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) }
+    };
+    // A service that is slow is slow in each of its operations, and each has a part of its requests; the same failure shows in many signals.
+    let slow: f64 =
+        candidate.evidence.iter().filter(counts).filter(|s| matches!(s.signal, Signal::OwnTime | Signal::Wait)).map(|s| s.harm).sum();
+    enough(slow, false) || candidate.evidence.iter().filter(counts).any(|s| enough(s.harm, s.signal.is_of_points()))
 }
 
 /// When it began, by the series of its strongest symptom that has one.

@@ -1,6 +1,7 @@
 //! Joins the spans of a trace, which arrive from many services, and counts what only the whole says: own time, errors that began
 //! here, who called whom, and what a request reached.
 
+use super::clocks::Clocks;
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
 use super::windows::{Cell, Event, LogClass, Subject, Windows};
@@ -25,6 +26,7 @@ struct Trace {
 pub struct Join {
     traces: HashMap<[u8; 16], Trace>,
     pending: usize,
+    pub clocks: Clocks,
     /// Traces that were counted before all of them can have come.
     pub cut_short: u64,
 }
@@ -71,8 +73,9 @@ impl Join {
         let mut settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
         for trace in settled.drain(..) {
             self.pending -= trace.spans.len() + trace.logs.len();
-            count(&trace, windows);
+            count(&trace, windows, &mut self.clocks);
         }
+        self.clocks.settle();
         if self.pending >= PENDING_MAX {
             let mut ages: Vec<u64> = self.traces.values().map(|trace| trace.newest).collect();
             let middle = ages.len() / 2;
@@ -180,7 +183,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-fn count(trace: &Trace, windows: &mut Windows) {
+fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
     let tree = Tree::of(&trace.spans);
     // What each part of the request has reached.
     let mut reached: HashSet<(usize, Event)> = HashSet::new();
@@ -191,7 +194,11 @@ fn count(trace: &Trace, windows: &mut Windows) {
         .iter()
         .enumerate()
         .map(|(at, span)| {
-            let callee = tree.children(at).map(|child| child.node).find(|node| *node != span.node);
+            let taken = tree.children(at).find(|child| child.node != span.node);
+            if let (Some(taken), CLIENT) = (taken, span.kind) {
+                clocks.compare(span.node, taken.node, span.by_own_clock(), taken.by_own_clock());
+            }
+            let callee = taken.map(|taken| taken.node);
             let peer = span.peer.filter(|_| span.kind != CONSUMER);
             if let (Some(callee), Some(address), CLIENT) = (callee, peer, span.kind) {
                 windows.learn_address(address, callee, span.end);
@@ -268,6 +275,7 @@ mod tests {
             kind: INTERNAL,
             start,
             end,
+            ahead: 0,
             failed: false,
             request: false,
             peer: None,

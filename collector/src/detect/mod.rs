@@ -8,6 +8,7 @@
 //! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
 pub mod changes;
+pub mod clocks;
 pub mod describe;
 pub mod facts;
 pub mod incidents;
@@ -47,17 +48,20 @@ pub struct Observed {
 impl Observed {
     pub fn add(&mut self, batch: &Batch) {
         let facts = facts::of(batch, &mut self.names, self.thinning);
-        for span in facts.spans {
+        for mut span in facts.spans {
+            span.set_clock(self.join.clocks.offset(span.node));
             self.see(span.node, span.end);
             self.join.add_span(span, &mut self.windows);
         }
-        for log in facts.logs {
+        for mut log in facts.logs {
+            log.time = self.join.clocks.correct(log.node, log.time);
             self.see(log.node, log.time);
             self.join.add_log(log, &mut self.windows);
         }
-        for point in &facts.points {
+        for mut point in facts.points {
+            point.time = self.join.clocks.correct(point.node, point.time);
             self.see(point.node, point.time);
-            self.windows.add_point(point);
+            self.windows.add_point(&point);
         }
         for (node, version, time) in facts.versions {
             self.changes.hear_version(node, version, time);
@@ -89,6 +93,11 @@ impl Observed {
     /// What was left out because there were too many subjects, and traces that were counted before all of them can have come.
     pub fn left_out(&self) -> (u64, u64) {
         (self.windows.left_out, self.join.cut_short)
+    }
+
+    /// How many services' clocks are wrong by seconds, and corrected.
+    pub fn clocks_corrected(&self) -> usize {
+        self.join.clocks.corrected()
     }
 
     /// How full the room is in which spans wait for the rest of their traces, from 0 to 1.

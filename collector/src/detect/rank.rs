@@ -25,14 +25,23 @@ type Edge = (NodeId, NodeId);
 /// Waiting, handed to nodes. Slow calls may be the callee's doing, the caller's (it is short of CPU, so that answers lie there) or the
 /// network's of either. The node of which most edges are slow explains them all at once; what is left is explained by the next.
 fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<(NodeId, Symptom)> {
-    let mut left: HashMap<Edge, &Symptom> =
-        symptoms.iter().filter(|s| s.signal == Signal::Wait).filter_map(|s| s.from.map(|from| ((from, s.node), s))).collect();
+    let of = |signal: Signal| symptoms.iter().filter(move |s| s.signal == signal).filter_map(|s| s.from.map(|from| ((from, s.node), s)));
+    let mut left: HashMap<Edge, &Symptom> = of(Signal::Wait).collect();
+    let failing: HashMap<Edge, &Symptom> = of(Signal::Errors).collect();
     let mut around: HashMap<NodeId, Vec<Edge>> = HashMap::new();
     for edge in edges.iter().filter(|(from, to)| from != to) {
         around.entry(edge.0).or_default().push(*edge);
         around.entry(edge.1).or_default().push(*edge);
     }
     let mut blamed = Vec::new();
+    // Calls that wait and then fail have timed out: their waiting belongs where their failing is counted, to the callee.
+    left.retain(|edge, wait| {
+        let timed_out = failing.get(edge).is_some_and(|fails| fails.harm >= EXPLAINS * wait.harm);
+        if timed_out {
+            blamed.push((edge.1, (*wait).clone()));
+        }
+        !timed_out
+    });
     while !left.is_empty() {
         let weigh = |node: &NodeId, all: &Vec<Edge>| {
             let slow: Vec<&Symptom> = all.iter().filter_map(|edge| left.get(edge).copied()).collect();
@@ -82,10 +91,40 @@ pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<Candidate> {
             Candidate { node, score: harm.total(), evidence, explained_by }
         })
         .collect();
+    break_circles(&mut candidates);
     candidates.sort_by(|a, b| {
         a.explained_by.is_some().cmp(&b.explained_by.is_some()).then(b.score.total_cmp(&a.score)).then(a.node.cmp(&b.node))
     });
     candidates
+}
+
+/// Where services call each other in a circle, each may be explained by the next. Then the one that does most by itself stands.
+fn break_circles(candidates: &mut [Candidate]) {
+    // In the order of nodes, so that the same circle is broken at the same place.
+    candidates.sort_unstable_by_key(|c| c.node);
+    let by_itself = |c: &Candidate| {
+        // Failures are counted where they begin; what is logged and where requests come by changes with those who fail below.
+        let own = c.evidence.iter().filter(|s| matches!(s.signal, Signal::Errors | Signal::OwnTime));
+        own.map(|s| s.harm).fold(0.0, f64::max)
+    };
+    for start in 0..candidates.len() {
+        let mut way = vec![start];
+        loop {
+            let here = *way.last().expect("it has a start");
+            let Some(next) = candidates[here].explained_by else { break };
+            let Ok(next) = candidates.binary_search_by_key(&next, |c| c.node) else { break };
+            if let Some(begin) = way.iter().position(|at| *at == next) {
+                let stands = way[begin..]
+                    .iter()
+                    .copied()
+                    .max_by(|a, b| by_itself(&candidates[*a]).total_cmp(&by_itself(&candidates[*b])).then(b.cmp(a)))
+                    .expect("a circle has members");
+                candidates[stands].explained_by = None;
+                break;
+            }
+            way.push(next);
+        }
+    }
 }
 
 /// What a node does to requests, by kind: failures and slowness have different ways to spread.
