@@ -46,6 +46,14 @@ pub fn judge(service: &ServiceSummary, end: u64) -> (State, String) {
     if calls == 0 {
         return (State::Idle, format!("alive, but no {what} in the last minutes"));
     }
+    of_share(errors, calls, what)
+}
+
+/// The state of something of which so many requests, or calls, failed.
+pub fn of_share(errors: u64, calls: u64, what: &str) -> (State, String) {
+    if calls == 0 {
+        return (State::Idle, format!("no {what}"));
+    }
     let share = wilson_low(errors, calls);
     let numbers = format!("{errors} of {calls} {what} failed ({:.1} %)", 100.0 * errors as f64 / calls as f64);
     if calls < REQUESTS_TO_KNOW {

@@ -19,6 +19,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{get, post};
 use firstfall_store::change::Change;
+use firstfall_store::edge::EdgeCell;
 use firstfall_store::incident::{Diagnosis, Topology};
 use firstfall_store::query::Budget;
 use firstfall_store::{Error, Nanos, Reader, Signal};
@@ -44,7 +45,9 @@ pub struct SignalIntake {
 /// What detection knows.
 pub trait Insight: Send + Sync {
     /// Who called whom between two times.
-    fn topology(&self, from: Nanos, to: Nanos) -> Topology;
+    fn topology(&self, from: Nanos, to: Nanos) -> Result<Topology, Error>;
+    /// One edge over time, by ids of nodes: begin, width, and what was seen; oldest first.
+    fn edge_points(&self, caller: &str, callee: &str, from: Nanos, to: Nanos) -> Result<Vec<(Nanos, Nanos, EdgeCell)>, Error>;
     /// Changes of the last while that were seen and may not be kept yet, oldest first.
     fn changes(&self, from: Nanos, to: Nanos) -> Vec<Change>;
     /// What was wrong between two times, by comparison with what came before.
@@ -91,6 +94,8 @@ pub fn router(
         .route("/incidents", get(pages::incidents::show))
         .route("/incidents/{id}", get(pages::incident::show))
         .route("/changes", get(pages::changes::show))
+        .route("/edges/{caller}/{callee}", get(pages::edge::show))
+        .route("/nodes/{node}", get(pages::node::show))
         .route("/map", get(pages::map::show))
         .route("/traces", get(pages::traces::show))
         .route("/traces/{trace_id}", get(pages::trace::show))

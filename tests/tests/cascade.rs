@@ -71,13 +71,37 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
         let edge = topology["edges"].as_array()?.iter().find(|e| e["from"] == "service:orders" && e["to"] == "service:payments")?.clone();
         (edge["calls"] == 9 * 60 * 5).then_some(topology)
     });
+    let edge = topology["edges"].as_array().and_then(|edges| edges.iter().find(|e| e["to"] == "service:payments")).expect("there");
+    assert!(edge["latency_ms"]["p95"].as_f64().is_some_and(|ms| ms > 3.0 && ms < 100.0), "{edge}");
+    assert_eq!((&edge["attempts"], &edge["exact"]), (&edge["calls"], &Json::from(true)));
+    let status = |id: &str| topology["nodes"].as_array().and_then(|n| n.iter().find(|n| n["id"] == id)).map(|n| n["status"].clone());
+    assert_eq!(status("service:payments"), Some("failing".into()), "{topology}");
+    assert_eq!(status("database:postgresql ledger"), Some("ok".into()), "{topology}");
+    let (status, page) = server.page("/edges/service%3Aorders/service%3Apayments?from=now-20m");
+    assert!(status == 200 && page.contains("Neither explains") && page.contains("attempts a call"), "{page}");
+    let (status, page) = server.page("/nodes/database%3Apostgresql%20ledger?from=now-20m");
+    assert!(status == 200 && page.contains("what its callers see"), "{page}");
+    assert_eq!(server.page("/edges/service%3Aorders/none").0, 404);
     let orders = server.api("/api/v1/services/orders?from=now-20m");
     assert_eq!(orders["callers"][0]["service"], "gateway", "{orders}");
     assert_eq!(orders["callees"].as_array().map(Vec::len), Some(2), "{orders}");
     assert_eq!(topology["nodes"].as_array().map(Vec::len), Some(5), "an address is no node of its own: {topology}");
 
+    let kept = wait_for("edges that are kept", || {
+        let rows = server.sql("SELECT sum(calls) FROM edges WHERE caller = 'orders' AND callee = 'payments'");
+        rows[0][0].as_u64().filter(|calls| *calls > 1000)
+    });
+
     server.kill();
     let server = Server::start(directory.path());
+    let after = wait_for("all calls on the map after a kill", || {
+        let topology = server.api("/api/v1/topology?from=now-20m");
+        let edge = topology["edges"].as_array()?.iter().find(|e| e["from"] == "service:orders" && e["to"] == "service:payments")?.clone();
+        let calls = edge["calls"].as_u64()?;
+        assert!(calls <= 9 * 60 * 5, "{calls} calls: some are counted twice");
+        (calls == 9 * 60 * 5).then_some(calls)
+    });
+    assert!(after >= kept);
     let again = wait_for("the incident after a kill", || incidents(&server).into_iter().next());
     assert_eq!((again["id"].as_str(), &again["onset"]), (Some(id.as_str()), &incident["onset"]));
     assert_eq!(incidents(&server).len(), 1, "and no second one");

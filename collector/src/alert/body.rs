@@ -119,7 +119,7 @@ fn cascade(incident: &Incident, event: Event, sentence: &str, page: &str, extern
         .take(HOPS_MAX)
         .map(|hop| {
             // What is not known of an edge is null rather than a guess.
-            json!({"from": cut(&hop.from), "to": cut(&hop.to), "lag_s": hop.lag_s, "errors": hop.errors, "attempts_per_call": null, "breaker": null})
+            json!({"from": cut(&hop.from), "to": cut(&hop.to), "lag_s": hop.lag_s, "errors": hop.errors, "attempts_per_call": hop.attempts_per_call, "breaker": null})
         })
         .collect();
     let patterns: Vec<String> = diagnosis

@@ -32,6 +32,7 @@ fn incident(id: String, now: u64) -> Incident {
                 lag_s: 10.0,
                 what: "38 % of its calls fail (0 % before)".to_owned(),
                 errors: 0.38,
+                attempts_per_call: Some(1.0),
             }],
             symptoms: vec![Symptom {
                 node: "service:payments".to_owned(),

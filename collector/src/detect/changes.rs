@@ -9,6 +9,8 @@ use hashbrown::hash_map::Entry;
 const SECOND: u64 = 1_000_000_000;
 /// Versions, and instances, that are remembered: a service that makes up a new one with each start must not fill the memory.
 const REMEMBERED_MAX: usize = 20_000;
+/// Comings and goings of one of them.
+const STRETCHES_MAX: usize = 50;
 /// Breaker transitions that are remembered.
 const TRANSITIONS_MAX: usize = 10_000;
 /// What is heard in the first minute of all was there before.
@@ -20,17 +22,26 @@ const TOGETHER: u64 = 120 * SECOND;
 /// After so long nothing more can change what a change was: a restart or a growth.
 pub const SETTLED_AFTER: u64 = GONE_AFTER + TOGETHER;
 
+/// From when to when something was heard, and the longest silence between.
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     first: u64,
     last: u64,
+    silence: u64,
+}
+
+impl Heard {
+    /// From when on it is gone: an instance that speaks every three minutes is not gone after two.
+    fn gone_at(&self) -> u64 {
+        self.last.saturating_add(GONE_AFTER.max(self.silence.saturating_mul(4)))
+    }
 }
 
 /// What there is to know of changes.
 #[derive(Default)]
 pub struct Changes {
-    versions: HashMap<(NodeId, TextId), Heard>,
-    instances: HashMap<(NodeId, TextId), Heard>,
+    versions: HashMap<(NodeId, TextId), Vec<Heard>>,
+    instances: HashMap<(NodeId, TextId), Vec<Heard>>,
     /// By node and breaker: its state and since when.
     breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
     transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
@@ -40,19 +51,29 @@ pub struct Changes {
     pub told: Vec<Change>,
 }
 
-fn hear(heard: &mut HashMap<(NodeId, TextId), Heard>, node: NodeId, text: TextId, time: u64) {
-    if heard.len() < REMEMBERED_MAX || heard.contains_key(&(node, text)) {
-        let entry = heard.entry((node, text)).or_insert(Heard { first: time, last: time });
-        entry.first = entry.first.min(time);
-        entry.last = entry.last.max(time);
+fn hear(heard: &mut HashMap<(NodeId, TextId), Vec<Heard>>, node: NodeId, text: TextId, time: u64) {
+    if heard.len() >= REMEMBERED_MAX && !heard.contains_key(&(node, text)) {
+        return;
+    }
+    let stretches = heard.entry((node, text)).or_default();
+    let full = stretches.len() >= STRETCHES_MAX;
+    match stretches.last_mut() {
+        // A version that was gone and is back is a change once more, as after a rollback.
+        Some(last) if time > last.gone_at() && !full => stretches.push(Heard { first: time, last: time, silence: 0 }),
+        Some(last) => {
+            last.silence = last.silence.max(time.saturating_sub(last.last));
+            last.first = last.first.min(time);
+            last.last = last.last.max(time);
+        }
+        None => stretches.push(Heard { first: time, last: time, silence: 0 }),
     }
 }
 
 /// What was heard of each node, in the order in which it was first heard.
-fn by_node(heard: &HashMap<(NodeId, TextId), Heard>) -> HashMap<NodeId, Vec<(TextId, Heard)>> {
+fn by_node(heard: &HashMap<(NodeId, TextId), Vec<Heard>>) -> HashMap<NodeId, Vec<(TextId, Heard)>> {
     let mut by_node: HashMap<NodeId, Vec<(TextId, Heard)>> = HashMap::new();
-    for ((node, text), heard) in heard {
-        by_node.entry(*node).or_default().push((*text, *heard));
+    for ((node, text), stretches) in heard {
+        by_node.entry(*node).or_default().extend(stretches.iter().map(|heard| (*text, *heard)));
     }
     by_node.values_mut().for_each(|list| list.sort_unstable_by_key(|(text, heard)| (heard.first, *text)));
     by_node
@@ -91,7 +112,7 @@ impl Changes {
     /// Forgets what ended before a time.
     pub fn forget_before(&mut self, time: u64) {
         for heard in [&mut self.versions, &mut self.instances] {
-            heard.retain(|_, heard| heard.last >= time);
+            heard.retain(|_, stretches| stretches.last().is_some_and(|heard| heard.last >= time));
         }
         self.transitions.retain(|(.., at)| *at >= time);
         self.told.retain(|change| change.time >= time);
@@ -168,7 +189,7 @@ impl Changes {
                     events.push((heard.first, true, *instance));
                 }
                 // Of a service that speaks no more nobody knows how many instances there are.
-                if now >= heard.last.saturating_add(GONE_AFTER) && newest >= heard.last.saturating_add(GONE_AFTER) {
+                if now >= heard.gone_at() && newest >= heard.gone_at() {
                     events.push((heard.last, false, *instance));
                 }
             }
@@ -221,6 +242,22 @@ mod tests {
     #[test]
     fn a_new_version_is_one_change_also_when_its_instances_are_new() {
         check(&[("a", "1", 0, 400), ("b", "2", 410, 900)], 900, &[("version", "1", "2", 410)]);
+    }
+
+    #[test]
+    fn a_version_that_comes_back_is_a_change_once_more() {
+        check(
+            &[("a", "1", 0, 400), ("b", "2", 410, 600), ("c", "1", 610, 900)],
+            900,
+            &[("version", "1", "2", 410), ("version", "2", "1", 610)],
+        );
+    }
+
+    #[test]
+    fn instances_that_speak_seldom_are_neither_gone_nor_new() {
+        let heard: Vec<(&str, &str, u64, u64)> =
+            (0..20).flat_map(|n| [("a", "1", n * 140, n * 140), ("b", "1", n * 140 + 5, n * 140 + 5)]).collect();
+        check(&heard, 2700, &[]);
     }
 
     #[test]

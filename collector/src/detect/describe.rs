@@ -3,11 +3,12 @@
 
 use super::incidents::Incident;
 use super::judge::{Signal, Symptom, median};
-use super::names::{Names, NodeId, NodeKind};
+use super::names::{Names, Node, NodeId, NodeKind};
 use super::rank::Candidate;
 use super::windows::{Cell, Series, Subject, WindowNo};
 use super::{Diagnosis, Observed};
 use firstfall_store::change::Change;
+use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::incident as noun;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
@@ -19,6 +20,15 @@ const ORIGINS_MAX: usize = 10;
 const SYMPTOMS_MAX: usize = 40;
 const REASONS_MAX: usize = 5;
 const HOPS_MAX: usize = 60;
+
+/// Traffic has jumped when it is this many times the highest of the baseline …
+const JUMP_FACTOR: f64 = 1.8;
+/// … and at least so many requests in a window …
+const JUMP_COUNT: u64 = 30;
+/// … at most so many windows after the onset: later it may be its consequence.
+const JUMP_WITHIN: WindowNo = 2;
+/// More attempts a call than this are worth a word: one call in ten is made twice.
+const ATTEMPTS: f64 = 1.1;
 
 /// In the sentence stands what requests suffer, if it does at least this part of the harm.
 const SAID_FIRST: f64 = 0.3;
@@ -73,7 +83,7 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
     let changes =
         observed.changes.between(incident.onset.saturating_sub(CHANGES_BEFORE), incident.onset + CHANGES_AFTER, now, &observed.names);
     let mut diagnosis = diagnosis;
-    let trigger = diagnosis.origins.first_mut().and_then(|origin| {
+    let changed = diagnosis.origins.first_mut().and_then(|origin| {
         let change = trigger(origin, &changes)?;
         if change.kind == "version" {
             origin.version = Some(change.to.clone());
@@ -83,6 +93,7 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
             _ => format!("{}: {}, at {}", change.service, change.words(), clock(change.time)),
         })
     });
+    let trigger = changed.or_else(|| more_traffic(observed, &before, incident.onset));
     noun::Incident {
         id: incident.id.clone(),
         opened_at: incident.opened_at,
@@ -99,6 +110,34 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
         absorbed_by: incident.absorbed_by.clone(),
         traces: Vec::new(),
     }
+}
+
+/// A jump in traffic at the entry points: more requests in the windows around the onset than ever in the baseline.
+fn more_traffic(observed: &Observed, before: &Range<WindowNo>, onset: u64) -> Option<String> {
+    let entries = entry_points(observed);
+    let mut by_window: HashMap<WindowNo, u64> = HashMap::new();
+    let begin = (onset / WINDOW) as WindowNo;
+    for (subject, series) in &observed.windows.series {
+        let Subject::Request { node, .. } = subject else { continue };
+        if entries.binary_search(node).is_ok() {
+            for (window, cell) in series.range(before.start, begin + JUMP_WITHIN) {
+                *by_window.entry(*window).or_default() += u64::from(cell.count);
+            }
+        }
+    }
+    // The fault may have begun within the last window of the baseline.
+    let usual = (before.start..begin.saturating_sub(1)).filter_map(|window| by_window.get(&window)).max()?;
+    let jump = (begin.saturating_sub(1)..begin + JUMP_WITHIN).filter_map(|window| by_window.get(&window)).max()?;
+    let rate = |count: &u64| *count as f64 * 1e9 / WINDOW as f64;
+    (*jump >= JUMP_COUNT && *jump as f64 > JUMP_FACTOR * *usual as f64)
+        .then(|| format!("requests from outside rose to {:.1}/s, at most {:.1}/s before", rate(jump), rate(usual)))
+}
+
+/// How often a call is made until it is given up.
+fn attempts_per_call(observed: &Observed, from: NodeId, to: NodeId, range: &Range<WindowNo>) -> Option<f64> {
+    let attempts = observed.windows.get(&Subject::Call { from, to })?.total(range.start, range.end).count;
+    let again = observed.windows.get(&Subject::Retry { from, to }).map_or(0, |series| series.total(range.start, range.end).count);
+    (attempts > again).then(|| f64::from(attempts) / f64::from(attempts - again))
 }
 
 /// The change that is likeliest to have caused it: the latest of the origin itself, and one that somebody made before one that may have followed.
@@ -331,12 +370,17 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
             let slow = slow_since(series, before, after.end);
             let fails = failing_since(series, before, after.end);
             let Some(onset) = [slow, fails].into_iter().flatten().min() else { continue };
-            let what = if failing1 > failing0 + 0.02 {
+            let attempts = attempts_per_call(observed, *from, node, after);
+            let mut what = if failing1 > failing0 + 0.02 {
                 format!("{} of its calls fail ({} before)", percent(failing1), percent(failing0))
             } else {
                 format!("its calls take {} ({} before)", seconds(mean_ns(&is) / 1e9), seconds(mean_ns(&was) / 1e9))
             };
-            let onset = u64::from(onset) * WINDOW;
+            if let Some(attempts) = attempts.filter(|attempts| *attempts > ATTEMPTS) {
+                what.push_str(&format!("; each is made {attempts:.1} times"));
+            }
+            // Nobody fails by it before it has begun; what was there before has another cause.
+            let onset = u64::from(onset.max(after.start)) * WINDOW;
             let name = |node: NodeId| observed.names.node(node).service.name.clone();
             hops.push(noun::Hop {
                 from: name(node),
@@ -345,6 +389,7 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
                 lag_s: (onset as f64 - start as f64) / 1e9,
                 what,
                 errors: rounded(failing1),
+                attempts_per_call: attempts.map(rounded),
             });
             if steps.insert(*from, step + 1).is_none() {
                 front.push_back(*from);
@@ -442,67 +487,71 @@ fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset
     format!("{subject}, since {since}{hurt}")
 }
 
-/// Who called whom between two times.
-pub fn topology(observed: &Observed, from: u64, to: u64) -> noun::Topology {
-    let range = (from / WINDOW) as WindowNo..to.div_ceil(WINDOW) as WindowNo;
-    let mut nodes: HashSet<NodeId> = HashSet::new();
-    let mut edges: Vec<((NodeId, NodeId), noun::TopologyEdge)> = Vec::new();
-    let id = |node: NodeId| observed.names.node(node).id();
+/// Who called whom between two times: what is kept, and what waits to be.
+pub fn topology(observed: &Observed, kept: Vec<(Node, Node, EdgeCell)>, from: u64, to: u64) -> noun::Topology {
+    let names = &observed.names;
+    let mut sums: HashMap<(Node, Node), EdgeCell> = HashMap::new();
+    for (caller, callee, cell) in kept {
+        sums.entry((caller, callee)).or_default().merge(&cell);
+    }
+    let minutes = (from / MINUTE) as u32..to.div_ceil(MINUTE) as u32;
+    for ((_, from, to), cell) in observed.windows.edges.iter().filter(|((minute, ..), _)| minutes.contains(minute)) {
+        sums.entry((names.node(*from).clone(), names.node(*to).clone())).or_default().merge(cell);
+    }
+    let mut nodes: HashSet<Node> = HashSet::new();
+    let windows = (from / WINDOW) as WindowNo..to.div_ceil(WINDOW) as WindowNo;
     for (subject, series) in &observed.windows.series {
-        match *subject {
-            Subject::Call { from, to } => {
-                let total = series.total(range.start, range.end);
-                if total.count == 0 {
-                    continue;
-                }
-                let gap = observed.windows.get(&Subject::Wait { from, to }).map_or(Cell::default(), |s| s.total(range.start, range.end));
-                nodes.extend([from, to]);
-                let kind = match observed.names.node(to).kind {
-                    NodeKind::Database | NodeKind::Cache => "database",
-                    NodeKind::Queue => "messaging",
-                    NodeKind::Service | NodeKind::External => "http",
-                };
-                edges.push((
-                    (from, to),
-                    noun::TopologyEdge {
-                        from: id(from),
-                        to: id(to),
-                        kind: kind.to_owned(),
-                        calls: total.count.into(),
-                        errors: total.errors.into(),
-                        attempts: total.count.into(),
-                        mean_ms: rounded(mean_ns(&total) / 1e6),
-                        gap_ms: rounded(mean_ns(&gap) / 1e6),
-                    },
-                ));
-            }
-            Subject::Request { node, .. } if series.total(range.start, range.end).count > 0 => {
-                nodes.insert(node);
-            }
-            _ => {}
+        if let Subject::Request { node, .. } = subject
+            && series.range(windows.start, windows.end).next().is_some()
+        {
+            nodes.insert(names.node(*node).clone());
         }
     }
+    // What only a metric tells of has no numbers.
     for ((from, to), seen) in &observed.windows.told_edges {
-        if *seen >= range.start as u64 * WINDOW && !edges.iter().any(|(key, _)| key == &(*from, *to)) {
-            nodes.extend([*from, *to]);
-            edges.push(((*from, *to), noun::TopologyEdge { from: id(*from), to: id(*to), kind: "other".to_owned(), ..Default::default() }));
+        if *seen >= u64::from(windows.start) * WINDOW {
+            sums.entry((names.node(*from).clone(), names.node(*to).clone())).or_default();
         }
     }
-    edges.sort_by(|a, b| (&a.1.from, &a.1.to).cmp(&(&b.1.from, &b.1.to)));
-    let mut nodes: Vec<noun::TopologyNode> = nodes
+    nodes.extend(sums.keys().flat_map(|(caller, callee)| [caller.clone(), callee.clone()]));
+    let mut edges: Vec<noun::TopologyEdge> = sums
         .into_iter()
-        .map(|node| {
-            let node = observed.names.node(node);
-            noun::TopologyNode {
-                id: node.id(),
-                name: node.service.name.clone(),
-                namespace: node.service.namespace.clone(),
-                environment: node.service.environment.clone(),
-                kind: node.kind.name().to_owned(),
-                status: "unknown".to_owned(),
+        .map(|((caller, callee), cell)| {
+            let kind = match (cell.attempts, callee.kind) {
+                (0, _) => "other",
+                (_, NodeKind::Database | NodeKind::Cache) => "database",
+                (_, NodeKind::Queue) => "messaging",
+                _ if caller.kind == NodeKind::Queue => "messaging",
+                (_, NodeKind::Service | NodeKind::External) => "http",
+            };
+            let mean = |ns: u64| rounded(ns as f64 / cell.attempts.max(1) as f64 / 1e6);
+            let quantile = |q: f64| cell.durations.quantile_ms(q).map(rounded);
+            noun::TopologyEdge {
+                from: caller.id(),
+                to: callee.id(),
+                kind: kind.to_owned(),
+                calls: cell.calls(),
+                errors: cell.failed_calls(),
+                attempts: cell.attempts,
+                mean_ms: mean(cell.sum_ns),
+                gap_ms: mean(cell.unexplained_ns),
+                quantiles_ms: [quantile(0.5), quantile(0.95), quantile(0.99)],
+                estimated: cell.estimated,
             }
         })
         .collect();
+    edges.sort_by(|a, b| (&a.from, &a.to).cmp(&(&b.from, &b.to)));
+    let mut nodes: Vec<noun::TopologyNode> = nodes
+        .into_iter()
+        .map(|node| noun::TopologyNode {
+            id: node.id(),
+            kind: node.kind.name().to_owned(),
+            name: node.service.name,
+            namespace: node.service.namespace,
+            environment: node.service.environment,
+            status: "unknown".to_owned(),
+        })
+        .collect();
     nodes.sort_by(|a, b| a.id.cmp(&b.id));
-    noun::Topology { nodes, edges: edges.into_iter().map(|(_, edge)| edge).collect() }
+    noun::Topology { nodes, edges }
 }

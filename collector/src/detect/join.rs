@@ -183,6 +183,30 @@ impl<'a> Tree<'a> {
     }
 }
 
+/// Calls of the same span to the same callee that begin after one of them has failed are that call made again. Repeated calls without a
+/// failure are not.
+fn retries(spans: &[SpanFact], callees: &[Option<NodeId>], windows: &mut Windows) {
+    let mut failed: HashMap<(u64, NodeId), Vec<u64>> = HashMap::new();
+    for (span, to) in spans.iter().zip(callees) {
+        if let (true, Some(to)) = (span.failed && span.parent != 0, to) {
+            let ends = failed.entry((span.parent, *to)).or_default();
+            if ends.len() < CALLS_MAX {
+                ends.push(span.end);
+            }
+        }
+    }
+    if failed.is_empty() {
+        return;
+    }
+    for (span, to) in spans.iter().zip(callees) {
+        let Some(to) = *to else { continue };
+        if failed.get(&(span.parent, to)).is_some_and(|ends| ends.iter().any(|end| *end <= span.start)) {
+            windows.add(Subject::Retry { from: span.node, to }, span.end, &Cell::of(0, span.failed));
+            windows.add_retry(span.node, to, span.end);
+        }
+    }
+}
+
 fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
     let tree = Tree::of(&trace.spans);
     // What each part of the request has reached.
@@ -225,11 +249,14 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
         let begins = span.failed && !tree.children(at).any(|child| child.failed);
         match to {
             Some(to) => {
-                windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(span.end.saturating_sub(span.start), span.failed));
+                let waited = span.end.saturating_sub(span.start);
+                windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(waited, span.failed));
+                windows.add_call(span.node, to, span.end, waited, own, span.failed);
                 if span.kind == PRODUCER && span.peer == Some(to) {
                     for taken in tree.children(at).filter(|child| child.kind == CONSUMER && child.node != span.node) {
                         let duration = taken.end.saturating_sub(taken.start);
                         windows.add(Subject::Call { from: to, to: taken.node }, taken.end, &Cell::of(duration, taken.failed));
+                        windows.add_call(to, taken.node, taken.end, duration, 0, taken.failed);
                     }
                 }
                 windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
@@ -248,6 +275,7 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
             windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
         }
     }
+    retries(&trace.spans, &callees, windows);
     for log in &trace.logs {
         let Some(at) = tree.find(log.span) else { continue };
         let top = tops[at as usize];
@@ -280,6 +308,20 @@ mod tests {
             request: false,
             peer: None,
         }
+    }
+
+    #[test]
+    fn a_call_after_a_failed_one_is_a_retry_and_a_call_beside_it_is_not() {
+        let (mut join, mut windows) = (Join::default(), Windows::default());
+        join.add_span(span(1, 0, 0, 0, 1000), &mut windows);
+        // Two fail, the third succeeds; the fourth is made while the first is under way.
+        for (id, start, end, failed) in [(2, 100, 200, true), (3, 250, 300, true), (4, 350, 400, false), (5, 150, 220, false)] {
+            join.add_span(SpanFact { kind: CLIENT, peer: Some(7), failed, ..span(id, 1, 0, start, end) }, &mut windows);
+        }
+        join.settle(u64::MAX, &mut windows);
+        let total = |subject| windows.get(&subject).map(|series| series.total(0, 10)).map_or((0, 0), |cell| (cell.count, cell.errors));
+        assert_eq!(total(Subject::Call { from: 0, to: 7 }), (4, 2));
+        assert_eq!(total(Subject::Retry { from: 0, to: 7 }), (2, 1));
     }
 
     #[test]

@@ -369,7 +369,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     n: (u64::from(total0.count), u64::from(total1.count)),
                 });
             }
-            Subject::Call { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
+            Subject::Call { .. } | Subject::Retry { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
         }
     }
     for (node, timed) in timings {

@@ -22,13 +22,14 @@ pub mod windows;
 use changes::Changes;
 use facts::Thinning;
 use firstfall_store::batch::Batch;
+use firstfall_store::edge::{EdgeRow, MINUTE};
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
 use join::Join;
 use judge::{Stretches, Symptom};
 use names::{Names, NodeId};
 use rank::Candidate;
-use windows::{Subject, WindowNo, Windows, window_of};
+use windows::{Subject, Weight, WindowNo, Windows, window_of};
 
 /// How far back a baseline reaches.
 pub const BASELINE: u64 = 1800 * 1_000_000_000;
@@ -47,6 +48,7 @@ pub struct Observed {
 
 impl Observed {
     pub fn add(&mut self, batch: &Batch) {
+        self.windows.weight = Weight(1 << self.thinning.0);
         let facts = facts::of(batch, &mut self.names, self.thinning);
         for mut span in facts.spans {
             span.set_clock(self.join.clocks.offset(span.node));
@@ -108,6 +110,21 @@ impl Observed {
     /// Counts all traces of which nothing came since `time`.
     pub fn settle(&mut self, time: u64) {
         self.join.settle(time, &mut self.windows);
+    }
+
+    /// Takes out the edges of the minutes that ended by a time, to keep them.
+    pub fn take_edges(&mut self, until: u64) -> Vec<EdgeRow> {
+        let names = &self.names;
+        let minutes = self.windows.edges.extract_if(|(minute, ..), _| u64::from(*minute + 1) * MINUTE <= until);
+        minutes
+            .map(|((minute, from, to), cell)| EdgeRow {
+                start: u64::from(minute) * MINUTE,
+                width: MINUTE,
+                caller: names.node(from).clone(),
+                callee: names.node(to).clone(),
+                cell,
+            })
+            .collect()
     }
 
     /// Caller and callee, wherever calls were seen.

@@ -4,52 +4,7 @@
 use firstfall_store::Service;
 use hashbrown::HashMap;
 
-/// What a node is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NodeKind {
-    Service,
-    Database,
-    Cache,
-    Queue,
-    External,
-}
-
-impl NodeKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            NodeKind::Service => "service",
-            NodeKind::Database => "database",
-            NodeKind::Cache => "cache",
-            NodeKind::Queue => "queue",
-            NodeKind::External => "external",
-        }
-    }
-}
-
-/// A service, or a peer: something that is called and sends nothing itself. A peer carries the environment of its callers.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Node {
-    pub kind: NodeKind,
-    pub service: Service,
-}
-
-impl Node {
-    /// Unique among nodes; readable, and fit for an address.
-    pub fn id(&self) -> String {
-        let Service { name, namespace, environment } = &self.service;
-        let mut id = self.kind.name().to_owned();
-        for part in [environment, namespace] {
-            if !part.is_empty() {
-                id.push(':');
-                id.push_str(part);
-            }
-        }
-        id.push(':');
-        id.push_str(name);
-        id
-    }
-}
+pub use firstfall_store::node::{Node, NodeKind};
 
 pub type NodeId = u32;
 pub type TextId = u32;

@@ -10,11 +10,12 @@ use crate::alert::Outbox;
 use crate::ingest::now;
 use firstfall_store::batch::Batch;
 use firstfall_store::change::Change;
+use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
 use firstfall_store::query::{Budget, Filter, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
 use firstfall_store::{Error, Reader, Signal, Tap};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -40,6 +41,8 @@ const KEPT: u32 = 720;
 const JUMP_MAX: u32 = 1440;
 /// After a restart an incident of the same origin is the same when its onset is reckoned this close to what it was (five minutes).
 const SAME_ONSET: u64 = 300 * SECOND;
+/// Edges of a minute are kept so long after it has ended: most of what comes late has come.
+const EDGES_WAIT: u64 = 60 * SECOND;
 /// Told changes of the last half hour that are looked at.
 const TOLD_MAX: usize = 1000;
 /// Failing traces that an incident names …
@@ -120,8 +123,25 @@ pub struct Watch {
 }
 
 impl firstfall_dashboard::Insight for Watch {
-    fn topology(&self, from: u64, to: u64) -> Topology {
-        describe::topology(&lock(&self.shared.observed), from, to)
+    fn topology(&self, from: u64, to: u64) -> Result<Topology, Error> {
+        // Held while both are read, so that a minute is seen in one of them and never in both.
+        let observed = lock(&self.shared.observed);
+        Ok(describe::topology(&observed, self.reader.edges(from, to)?, from, to))
+    }
+
+    fn edge_points(&self, caller: &str, callee: &str, from: u64, to: u64) -> Result<Vec<(u64, u64, EdgeCell)>, Error> {
+        let observed = lock(&self.shared.observed);
+        self.reader.edge_points(caller, callee, from, to).map(|kept| {
+            let mut points: BTreeMap<u64, (u64, EdgeCell)> = kept.into_iter().map(|(at, width, cell)| (at, (width, cell))).collect();
+            let names = &observed.names;
+            for ((minute, one, other), cell) in &observed.windows.edges {
+                let at = u64::from(*minute) * MINUTE;
+                if at + MINUTE > from && at < to && names.node(*one).id() == caller && names.node(*other).id() == callee {
+                    points.entry(at).or_insert_with(|| (MINUTE, EdgeCell::default())).1.merge(cell);
+                }
+            }
+            points.into_iter().map(|(at, (width, cell))| (at, width, cell)).collect()
+        })
     }
 
     fn changes(&self, from: u64, to: u64) -> Vec<Change> {
@@ -180,6 +200,8 @@ struct Watcher {
     traces: HashMap<String, Vec<String>>,
     /// Changes up to this time are kept.
     changes_until: u64,
+    /// Edges up to this time are kept.
+    edges_until: u64,
     /// While history is walked through nothing is kept or told: it was, at its time.
     remembering: bool,
     /// The next window to judge.
@@ -204,6 +226,7 @@ impl Watcher {
             incidents: Incidents::default(),
             traces: HashMap::new(),
             changes_until: 0,
+            edges_until: 0,
             remembering: false,
             next: None,
             watermark: 0,
@@ -272,6 +295,8 @@ impl Watcher {
         if newest == 0 {
             return;
         }
+        self.edges_until = self.reader.edges_kept_until().unwrap_or(0);
+        lock(&self.shared.observed).windows.edges_from = (self.edges_until / MINUTE) as u32;
         let mut from = newest.saturating_sub(BASELINE + BASELINE / 2);
         let known = self.reader.incidents(IncidentState::All, from, u64::MAX, 1000).unwrap_or_default();
         // An incident closes as the new normal before it is older than this.
@@ -394,6 +419,21 @@ impl Watcher {
                 self.keep(incident, u64::from(window + 1) * WINDOW);
             }
             self.keep_changes(u64::from(window + 1) * WINDOW);
+            self.keep_edges(u64::from(window + 1) * WINDOW);
+        }
+    }
+
+    /// Keeps the edges of minutes that are over.
+    fn keep_edges(&mut self, now: u64) {
+        let until = now.saturating_sub(EDGES_WAIT) / MINUTE * MINUTE;
+        if self.remembering || until <= self.edges_until {
+            return;
+        }
+        self.edges_until = until;
+        let mut observed = lock(&self.shared.observed);
+        let minutes = observed.take_edges(until);
+        if let Err(error) = self.reader.keep_edges(&minutes, until) {
+            tracing::warn!(%error, "edges cannot be kept; the map has a gap");
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::facts::{Measure, PointFact};
 use super::names::{NodeId, TextId};
+use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::rollup::WINDOW;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -30,6 +31,11 @@ pub enum Subject {
     },
     /// The same calls as the caller sees them.
     Call {
+        from: NodeId,
+        to: NodeId,
+    },
+    /// Those of them that were made again after a failure, and how many of these failed too.
+    Retry {
         from: NodeId,
         to: NodeId,
     },
@@ -139,6 +145,8 @@ const SUBJECTS_MAX: usize = 300_000;
 const METRICS_MAX: usize = 100_000;
 /// Processes that count into one series at the same time.
 const COUNTERS_MAX: usize = 256;
+/// Edges of minutes that wait to be kept: three minutes of ten thousand, and room for what comes late.
+const EDGES_MAX: usize = 50_000;
 const TOLD_EDGES_MAX: usize = 20_000;
 /// Series of points and edges of which nothing came for so long (a day) are forgotten.
 const POINTS_FORGOTTEN: u64 = 86_400 * 1_000_000_000;
@@ -153,9 +161,57 @@ pub struct Windows {
     addresses: HashMap<NodeId, (NodeId, u64)>,
     /// What was left out because there were too many subjects.
     pub left_out: u64,
+    /// Calls by the minute in which they ended, until they are kept.
+    pub edges: HashMap<(u32, NodeId, NodeId), EdgeCell>,
+    /// Edges of earlier minutes were kept before a restart; what history tells of them again is not counted twice.
+    pub edges_from: u32,
+    /// How many traces each one stands for, while only some are looked at.
+    pub weight: Weight,
+}
+
+/// How many traces each one stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight(pub u32);
+
+impl Default for Weight {
+    fn default() -> Weight {
+        Weight(1)
+    }
 }
 
 impl Windows {
+    /// Notes a call for the map: how long the caller waited, and how much of that the callee does not explain.
+    pub fn add_call(&mut self, from: NodeId, to: NodeId, time: u64, ns: u64, unexplained: u64, failed: bool) {
+        let Weight(weight) = self.weight;
+        let Some(edge) = self.edge_at(from, to, time) else { return };
+        edge.attempts += u64::from(weight);
+        edge.errors += u64::from(weight) * u64::from(failed);
+        edge.sum_ns = edge.sum_ns.saturating_add(ns.saturating_mul(weight.into()));
+        edge.unexplained_ns = edge.unexplained_ns.saturating_add(unexplained.saturating_mul(weight.into()));
+        edge.estimated |= weight > 1;
+        edge.durations.record(ns);
+    }
+
+    /// Notes that one of them was made again after a failure.
+    pub fn add_retry(&mut self, from: NodeId, to: NodeId, time: u64) {
+        let Weight(weight) = self.weight;
+        if let Some(edge) = self.edge_at(from, to, time) {
+            edge.retries += u64::from(weight);
+        }
+    }
+
+    fn edge_at(&mut self, from: NodeId, to: NodeId, time: u64) -> Option<&mut EdgeCell> {
+        let key = ((time / MINUTE) as u32, from, to);
+        if key.0 < self.edges_from {
+            return None;
+        }
+        if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
+            self.left_out += 1;
+            return None;
+        }
+        Some(self.edges.entry(key).or_default())
+    }
+
     pub fn add(&mut self, subject: Subject, time: u64, cell: &Cell) {
         if let Some(series) = self.series.get_mut(&subject) {
             series.add(window_of(time), cell);

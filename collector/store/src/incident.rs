@@ -114,6 +114,9 @@ pub struct Hop {
     /// The part of its calls that fail.
     #[serde(default)]
     pub errors: f64,
+    /// How often it makes a call before it succeeds or gives up; `None` where that is not known.
+    #[serde(default)]
+    pub attempts_per_call: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -177,6 +180,10 @@ pub struct TopologyEdge {
     /// Mean time that the caller waited, and how much of it no span of the callee explains.
     pub mean_ms: f64,
     pub gap_ms: f64,
+    /// p50, p95 and p99 of what the caller waited, of each attempt.
+    pub quantiles_ms: [Option<f64>; 3],
+    /// Counted from a part of the traces.
+    pub estimated: bool,
 }
 
 /// Nodes beside another one, each with the edge between.

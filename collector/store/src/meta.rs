@@ -22,15 +22,20 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn open(path: &Path) -> Result<Meta, Error> {
+        Meta::open_with(path, MIGRATIONS)
+    }
+
+    /// A database with its own steps.
+    pub fn open_with(path: &Path, migrations: &[&str]) -> Result<Meta, Error> {
         let failed = Error::sqlite("open", path);
         let mut connection = Connection::open(path).map_err(&failed)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(&failed)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(&failed)?;
         let version: u32 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(&failed)?;
-        if version as usize > MIGRATIONS.len() {
-            return Err(Error::Newer { path: path.to_owned(), found: version, known: MIGRATIONS.len() as u32 });
+        if version as usize > migrations.len() {
+            return Err(Error::Newer { path: path.to_owned(), found: version, known: migrations.len() as u32 });
         }
-        for (number, migration) in MIGRATIONS.iter().enumerate().skip(version as usize) {
+        for (number, migration) in migrations.iter().enumerate().skip(version as usize) {
             let transaction = connection.transaction().map_err(&failed)?;
             transaction.execute_batch(migration).map_err(&failed)?;
             transaction.pragma_update(None, "user_version", number as u32 + 1).map_err(&failed)?;

@@ -1,10 +1,11 @@
 //! SQL for people: `spans`, `logs` and `points` as read-only virtual tables over blocks and the live generation, beside the small
-//! tables `services`, `operations`, `rollups`, `incidents` and `changes`, in a private in-memory database that can do nothing but SELECT.
+//! tables `services`, `operations`, `rollups`, `edges`, `incidents` and `changes`, in a private in-memory database that can do nothing but SELECT.
 //!
 //! Conditions on time, service, name and trace id are pushed down into the filter that pages use; the rest SQLite checks itself. A
 //! cursor holds the rows of one segment at a time.
 
 use crate::batch::Field;
+use crate::edge::EdgeRow;
 use crate::incident::IncidentState;
 use crate::partition::{BlockInfo, Partition};
 use crate::query::{Budget, Filter, Item, ServiceQuestion, Source};
@@ -107,6 +108,34 @@ impl Reader {
         Ok(())
     }
 
+    /// The latest minutes of edges; those that are not over yet are missing.
+    fn edges_table(&self, connection: &Connection) -> Result<(), Error> {
+        for EdgeRow { start, width, caller, callee, cell } in self.latest_edges(ROWS_MAX)? {
+            let quantile = |q: f64| cell.durations.quantile_ms(q);
+            connection
+                .execute(
+                    "INSERT INTO edges VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    rusqlite::params![
+                        start as i64,
+                        width as i64,
+                        caller.service.name,
+                        caller.kind.name(),
+                        callee.service.name,
+                        callee.kind.name(),
+                        callee.service.environment,
+                        cell.calls() as i64,
+                        cell.failed_calls() as i64,
+                        cell.attempts as i64,
+                        quantile(0.5),
+                        quantile(0.95),
+                        !cell.estimated
+                    ],
+                )
+                .map_err(Error::sqlite("build a table in", std::path::Path::new("memory")))?;
+        }
+        Ok(())
+    }
+
     /// The latest changes.
     fn changes_table(&self, connection: &Connection) -> Result<(), Error> {
         for change in self.changes(0, u64::MAX, None, ROWS_MAX)? {
@@ -139,12 +168,17 @@ impl Reader {
                  CREATE TABLE operations(service TEXT, kind TEXT, name TEXT, calls INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);
                  CREATE TABLE incidents(id TEXT, state TEXT, opened_at_ns INTEGER, onset_ns INTEGER, closed_at_ns INTEGER, title TEXT, origin TEXT,
                      confidence TEXT, requests INTEGER, failed INTEGER, body TEXT);
+                 CREATE TABLE edges(start_ns INTEGER, width_ns INTEGER, caller TEXT, caller_kind TEXT, callee TEXT, callee_kind TEXT, environment TEXT,
+                     calls INTEGER, errors INTEGER, attempts INTEGER, p50_ms REAL, p95_ms REAL, exact INTEGER);
                  CREATE TABLE changes(service TEXT, namespace TEXT, environment TEXT, kind TEXT, \"from\" TEXT, \"to\" TEXT, time_ns INTEGER, url TEXT);
                  CREATE TABLE rollups(service TEXT, start_ns INTEGER, requests INTEGER, errors INTEGER, p50_ms REAL, p95_ms REAL, p99_ms REAL);",
             )
             .map_err(&failed)?;
         if mentioned.contains("incidents") {
             self.incidents_table(connection)?;
+        }
+        if mentioned.contains("edges") {
+            self.edges_table(connection)?;
         }
         if mentioned.contains("changes") {
             self.changes_table(connection)?;

@@ -9,6 +9,7 @@
 //! generation and the partitions are seen through one lock, so a reader sees each row exactly once while it moves.
 
 use crate::batch::Batch;
+use crate::edge;
 use crate::generation::Generation;
 use crate::journal;
 use crate::meta::Meta;
@@ -111,6 +112,8 @@ pub(crate) struct View {
 pub(crate) struct Shared {
     pub(crate) directory: PathBuf,
     pub(crate) meta: Meta,
+    /// `None` for a guest beside a store that has none yet.
+    pub(crate) edges: Option<Meta>,
     pub(crate) options: Options,
     pub(crate) view: RwLock<View>,
     pub(crate) recent: Mutex<Recent>,
@@ -185,6 +188,7 @@ impl Store {
         let journal_directory = directory.join("journal");
         std::fs::create_dir_all(&journal_directory).map_err(failed(&journal_directory))?;
         let meta = Meta::open(&directory.join("meta.db"))?;
+        let edges = Some(edge::open(&directory.join("edges.db"))?);
         // The names of what was just made are durable before anything is promised: a file without its name is gone after a power cut.
         journal::sync_directory(directory)?;
         if let Some(parent) = directory.canonicalize().ok().as_deref().and_then(Path::parent) {
@@ -194,6 +198,7 @@ impl Store {
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             meta,
+            edges,
             options,
             view: RwLock::new(view),
             recent: Mutex::default(),
@@ -310,6 +315,7 @@ impl Reader {
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             meta: Meta::open_to_read(&directory.join("meta.db"))?,
+            edges: Some(directory.join("edges.db")).filter(|path| path.exists()).map(|path| Meta::open_to_read(&path)).transpose()?,
             options: Options::default(),
             view: RwLock::new(view),
             recent: Mutex::default(),

@@ -29,6 +29,9 @@ impl Shared {
             }
             self.measure_disk();
             self.tidy(&reader);
+            if let Err(error) = reader.tidy_edges(now()) {
+                tracing::warn!(%error, "edges.db cannot be tidied up; it is tried again");
+            }
             if let Err(error) = self.retain() {
                 tracing::warn!(%error, "cannot drop old partitions; it is tried again");
             }

@@ -1,14 +1,17 @@
 //! `GET /api/v1/incidents`, `…/{id}`, `GET /api/v1/diagnosis`, `GET /api/v1/topology`: what fell first, and who calls whom.
 
 use super::respond;
+use super::services::{Judged, judged};
 use crate::App;
-use crate::ask::{Query, ask};
+use crate::ask::{Query, Range, ask};
 use crate::error::ApiError;
+use crate::health::{State as Health, of_share};
 use crate::times;
 use axum::extract::{Path, State};
 use axum::response::Response;
-use firstfall_store::incident::{Diagnosis, Hop, Incident, IncidentState};
+use firstfall_store::incident::{Diagnosis, Hop, Incident, IncidentState, Topology, TopologyNode};
 use serde_json::{Value as Json, json};
+use std::collections::{HashMap, HashSet};
 
 pub fn state_of(query: &Query) -> Result<IncidentState, ApiError> {
     match query.get("state") {
@@ -20,7 +23,8 @@ pub fn state_of(query: &Query) -> Result<IncidentState, ApiError> {
 }
 
 fn hop_json(hop: &Hop) -> Json {
-    json!({"from": hop.from, "to": hop.to, "onset": times::rfc3339(hop.onset), "lag_s": hop.lag_s, "what": hop.what, "errors": hop.errors})
+    json!({"from": hop.from, "to": hop.to, "onset": times::rfc3339(hop.onset), "lag_s": hop.lag_s, "what": hop.what, "errors": hop.errors,
+        "attempts_per_call": hop.attempts_per_call})
 }
 
 fn incident_json(incident: &Incident) -> Json {
@@ -93,16 +97,56 @@ pub async fn diagnosis(State(app): State<App>, query: Query) -> Result<Response,
     Ok(respond(&diagnosis_json(&diagnosis)))
 }
 
+/// Who calls whom, with the state of each node: of a service by its own requests, of a peer by the calls to it.
+pub async fn topology_of(app: &App, query: &Query, range: Range) -> Result<Topology, ApiError> {
+    let insight = app.insight.clone();
+    let to = if range.live { range.to.saturating_add(60_000_000_000) } else { range.to };
+    let mut topology = ask(app, move |_, _| insight.topology(range.from, to)).await?;
+    let services = judged(app, query.services(&range), range).await?;
+    let open = ask(app, move |reader, _| reader.incidents(IncidentState::Open, range.from, u64::MAX, 100)).await?;
+    let mut called: HashMap<&str, (u64, u64)> = HashMap::new();
+    for edge in &topology.edges {
+        let sum = called.entry(edge.to.as_str()).or_default();
+        *sum = (sum.0 + edge.errors, sum.1 + edge.calls);
+    }
+    let own: HashMap<(&str, &str, &str), &Judged> = services
+        .iter()
+        .map(|judged| {
+            let service = &judged.summary.service;
+            ((service.name.as_str(), service.namespace.as_str(), service.environment.as_str()), judged)
+        })
+        .collect();
+    for node in &mut topology.nodes {
+        let state = match own.get(&(node.name.as_str(), node.namespace.as_str(), node.environment.as_str())) {
+            Some(judged) if node.kind == "service" => judged.health,
+            _ => called.get(node.id.as_str()).map_or(Health::Unknown, |(errors, calls)| of_share(*errors, *calls, "calls").0),
+        };
+        // What an open incident names is not well, whatever the average says.
+        let state = if open.iter().any(|incident| incident.origin_node() == node.id) { Health::Failing } else { state };
+        node.status = state.word().to_owned();
+    }
+    let wanted = |node: &TopologyNode| {
+        query.get("environment").is_none_or(|e| node.environment == e) && query.get("namespace").is_none_or(|n| node.namespace == n)
+    };
+    if query.get("environment").is_some() || query.get("namespace").is_some() {
+        let kept: HashSet<String> = topology.nodes.iter().filter(|n| wanted(n)).map(|n| n.id.clone()).collect();
+        topology.edges.retain(|e| kept.contains(&e.from) || kept.contains(&e.to));
+        let ends: HashSet<&str> = topology.edges.iter().flat_map(|e| [e.from.as_str(), e.to.as_str()]).collect();
+        topology.nodes.retain(|n| kept.contains(&n.id) || ends.contains(n.id.as_str()));
+    }
+    Ok(topology)
+}
+
 pub async fn topology(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
     let range = query.range()?;
-    let insight = app.insight.clone();
-    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(60_000_000_000)))).await?;
+    let topology = topology_of(&app, &query, range).await?;
     let edges: Vec<Json> = topology
         .edges
         .iter()
         .map(|e| {
-            json!({"from": e.from, "to": e.to, "kind": e.kind, "calls": e.calls, "errors": e.errors, "attempts": e.attempts,
-                "latency_ms": {"mean": e.mean_ms, "unexplained": e.gap_ms}})
+            let [p50, p95, p99] = e.quantiles_ms;
+            json!({"from": e.from, "to": e.to, "kind": e.kind, "calls": e.calls, "errors": e.errors, "attempts": e.attempts, "exact": !e.estimated,
+                "latency_ms": {"p50": p50, "p95": p95, "p99": p99, "mean": e.mean_ms, "unexplained": e.gap_ms}})
         })
         .collect();
     Ok(respond(&json!({"nodes": topology.nodes, "edges": edges})))

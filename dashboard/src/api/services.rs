@@ -1,5 +1,6 @@
 //! `GET /api/v1/services`, `…/{service}`, `…/{service}/red`: rates, errors and latency from rollups.
 
+use super::incidents::topology_of;
 use super::{latency, respond};
 use crate::App;
 use crate::ask::{Query, Range, ask};
@@ -80,15 +81,16 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
     let identity = service.summary.service.clone();
     let exact =
         ServiceQuestion { namespace: Some(identity.namespace.clone()), environment: Some(identity.environment.clone()), ..question };
-    let insight = app.insight.clone();
-    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(MINUTE)))).await?;
+    let topology = topology_of(&app, &Query::default(), range).await?;
     let (callers, callees) = topology.around(&identity);
     let side = |edges: &[(&TopologyNode, &TopologyEdge)]| -> Json {
         edges
             .iter()
             .map(|(node, edge)| {
                 json!({"node": node.id, "service": node.name, "namespace": node.namespace, "environment": node.environment, "kind": node.kind,
-                    "calls": edge.calls, "errors": edge.errors, "latency_ms": {"mean": edge.mean_ms, "unexplained": edge.gap_ms}})
+                    "status": node.status, "calls": edge.calls, "errors": edge.errors, "attempts": edge.attempts, "exact": !edge.estimated,
+                    "latency_ms": {"p50": edge.quantiles_ms[0], "p95": edge.quantiles_ms[1], "p99": edge.quantiles_ms[2],
+                        "mean": edge.mean_ms, "unexplained": edge.gap_ms}})
             })
             .collect()
     };

@@ -106,6 +106,9 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
     services.truncate(30);
     let rejected = Signal::ALL.iter().map(|s| app.intake.signal(*s).rejected.iter().map(|(.., n)| n).sum::<u64>()).sum();
     let changes = change_rows(&crate::api::changes::changes(&app, &query, &range, CHANGES_SHOWN).await?, &incidents);
+    // What is open stands first, whenever it began.
+    let mut incidents = incidents;
+    incidents.sort_by_key(|incident| incident.closed_at.is_some());
     let incidents = incident_cards(&incidents, range.to);
     draw(&Home {
         frame,

@@ -2,11 +2,13 @@
 
 use super::{Frame, Page, draw};
 use crate::App;
-use crate::ask::{Query, ask, encode};
+use crate::api::incidents::topology_of;
+use crate::ask::{Query, encode};
 use crate::draw::{MapEdge, map, number};
 use askama::Template;
 use axum::extract::State;
-use firstfall_store::incident::{Topology, TopologyEdge};
+use firstfall_store::incident::TopologyEdge;
+use std::collections::HashMap;
 
 #[derive(Template)]
 #[template(path = "map.html")]
@@ -27,6 +29,9 @@ struct Row {
     to: String,
     from_href: String,
     to_href: String,
+    edge_href: String,
+    p95: String,
+    attempts: String,
     kind: String,
     calls: u64,
     errors: String,
@@ -41,8 +46,8 @@ const ROWS_MAX: usize = 1000;
 /// An edge fails when more of its calls do than an objective lets (1 %).
 const FAILING: f64 = 0.01;
 
-fn name_of(topology: &Topology, id: &str) -> String {
-    topology.nodes.iter().find(|n| n.id == id).map_or_else(|| id.to_owned(), |n| n.name.clone())
+fn name_of(names: &HashMap<String, String>, id: &str) -> String {
+    names.get(id).cloned().unwrap_or_else(|| id.to_owned())
 }
 
 fn fails(edge: &TopologyEdge) -> bool {
@@ -52,8 +57,7 @@ fn fails(edge: &TopologyEdge) -> bool {
 pub async fn show(State(app): State<App>, query: Query) -> Page {
     let range = query.range()?;
     let frame = Frame::new(&app, "Map", "map", &query, &range);
-    let insight = app.insight.clone();
-    let mut topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(60_000_000_000)))).await?;
+    let mut topology = topology_of(&app, &query, range).await?;
     let focus = query.get("focus").unwrap_or("").to_owned();
     let failing = query.get("show") == Some("failing");
     if !focus.is_empty() {
@@ -66,8 +70,10 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         let edges = &topology.edges;
         topology.nodes.retain(|n| n.id == focus || edges.iter().any(|e| e.from == n.id || e.to == n.id));
     }
+    let names: HashMap<String, String> = topology.nodes.iter().map(|n| (n.id.clone(), n.name.clone())).collect();
     let drawing = if topology.nodes.len() <= DRAWN_MAX {
-        let nodes: Vec<(String, String, String)> = topology.nodes.iter().map(|n| (n.id.clone(), n.name.clone(), n.kind.clone())).collect();
+        let nodes: Vec<(String, String, String)> =
+            topology.nodes.iter().map(|n| (n.id.clone(), n.name.clone(), format!("{} {}", n.kind, n.status))).collect();
         let edges: Vec<MapEdge> = topology
             .edges
             .iter()
@@ -75,7 +81,7 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
                 from: e.from.clone(),
                 to: e.to.clone(),
                 bad: fails(e),
-                title: format!("{} calls, {} failed, {} ms", e.calls, e.errors, number(e.mean_ms)),
+                title: format!("{} calls, {} failed, p95 {} ms", e.calls, e.errors, e.quantiles_ms[1].map_or("–".to_owned(), number)),
             })
             .collect();
         let keep = query.with(&[("focus", None), ("show", None)]);
@@ -88,10 +94,13 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         .edges
         .iter()
         .map(|e| Row {
-            from: name_of(&topology, &e.from),
-            to: name_of(&topology, &e.to),
+            from: name_of(&names, &e.from),
+            to: name_of(&names, &e.to),
             from_href: focus_on(&e.from),
             to_href: focus_on(&e.to),
+            edge_href: super::edge::href(&e.from, &e.to, &frame.keep),
+            p95: e.quantiles_ms[1].map_or("–".to_owned(), number),
+            attempts: number(e.attempts as f64 / e.calls.max(1) as f64),
             kind: e.kind.clone(),
             calls: e.calls,
             errors: number(100.0 * e.errors as f64 / e.calls.max(1) as f64),
@@ -108,7 +117,7 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         nodes: topology.nodes.len(),
         edges: topology.edges.len(),
         rows,
-        focus: if focus.is_empty() { String::new() } else { name_of(&topology, &focus) },
+        focus: if focus.is_empty() { String::new() } else { name_of(&names, &focus) },
         failing,
         failing_address: format!("/map{}", query.with(&[("show", Some("failing"))])),
         whole_address: format!("/map{}", query.with(&[("show", None), ("focus", None)])),

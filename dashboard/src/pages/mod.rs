@@ -2,11 +2,13 @@
 
 pub mod changes;
 pub mod deliveries;
+pub mod edge;
 pub mod home;
 pub mod incident;
 pub mod incidents;
 pub mod logs;
 pub mod map;
+pub mod node;
 pub mod service;
 pub mod services;
 pub mod settings;

@@ -2,6 +2,7 @@
 
 use super::{Frame, LogRow, Page, TraceRow, draw, log_rows, trace_rows};
 use crate::App;
+use crate::api::incidents::topology_of;
 use crate::api::services::judged;
 use crate::ask::{Query, ask, encode};
 use crate::draw::{Line, lines, number};
@@ -47,14 +48,14 @@ struct EdgeRow {
     mean: String,
 }
 
-fn edge_rows(edges: &[(&TopologyNode, &TopologyEdge)], seconds: f64) -> Vec<EdgeRow> {
+fn edge_rows(edges: &[(&TopologyNode, &TopologyEdge)], seconds: f64, keep: &str) -> Vec<EdgeRow> {
     edges
         .iter()
         .take(ROWS_MAX)
         .map(|(node, edge)| EdgeRow {
             name: node.name.clone(),
             kind: node.kind.clone(),
-            href: format!("/map?focus={}", encode(&node.id)),
+            href: super::edge::href(&edge.from, &edge.to, keep),
             calls: number(edge.calls as f64 / seconds),
             errors: number(100.0 * edge.errors as f64 / edge.calls.max(1) as f64),
             failing: edge.errors * 100 > edge.calls && edge.calls >= 20,
@@ -91,10 +92,9 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
     }
     let chosen = all.remove(0);
     let identity = chosen.summary.service.clone();
-    let insight = app.insight.clone();
-    let topology = ask(&app, move |_, _| Ok(insight.topology(range.from, range.to.saturating_add(60_000_000_000)))).await?;
+    let topology = topology_of(&app, &Query::default(), range).await?;
     let (callers, callees) = topology.around(&identity);
-    let (callers, callees) = (edge_rows(&callers, range.seconds()), edge_rows(&callees, range.seconds()));
+    let (callers, callees) = (edge_rows(&callers, range.seconds(), &frame.keep), edge_rows(&callees, range.seconds(), &frame.keep));
     let others = all
         .iter()
         .map(|o| {
