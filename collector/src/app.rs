@@ -63,7 +63,8 @@ impl Server {
         let (http_listener, otlp_http) = bind("otlp-http", &config.otlp_http, config).await?;
         let (web_listener, web) = bind("web", &config.web, config).await?;
         let inlet = Inlet::default();
-        let options = firstfall_store::Options { tap: inlet.tap(), ..config.store.clone() };
+        let tap = if config.detection { inlet.tap() } else { firstfall_store::Tap::default() };
+        let options = firstfall_store::Options { tap, ..config.store.clone() };
         let store = firstfall_store::Store::open(&config.data_dir, options)
             .map_err(|error| CannotStart { message: format!("open the store: {error}"), usage: false })?;
         let receivers = Arc::new(Receivers {

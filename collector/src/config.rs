@@ -26,6 +26,7 @@ pub struct Config {
     pub store: Options,
     /// Where people reach the pages, for links in notifications; empty: the web address.
     pub external_url: String,
+    pub detection: bool,
     /// Sorted by name.
     pub receivers: Vec<Receiver>,
 }
@@ -46,6 +47,7 @@ impl Default for Config {
             limits: Limits::default(),
             store: Options::default(),
             external_url: String::new(),
+            detection: true,
             receivers: Vec::new(),
         }
     }
@@ -223,6 +225,9 @@ settings! {
     "store.partition_bytes": "Size after which a new partition begins; default 2GiB. Retention drops whole partitions.",
         |c, t| c.store.partition_bytes = at_least(1 << 20, size(t)?)? as u64,
         |c| bytes(c.store.partition_bytes);
+    "detection.enabled": "Look for failures, and count the map; default true. Off, ingest costs a fifth less and nobody is told of anything.",
+        |c, t| c.detection = flag(t)?,
+        |c| c.detection.to_string();
     "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?,
         |c| time(c.store.retention_age);
     "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?,

@@ -81,6 +81,7 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
     assert!(status == 200 && page.contains("Neither explains") && page.contains("attempts a call"), "{page}");
     let (status, page) = server.page("/nodes/database%3Apostgresql%20ledger?from=now-20m");
     assert!(status == 200 && page.contains("what its callers see"), "{page}");
+    assert_eq!(server.page("/edges/orders/payments?from=now-20m").0, 200, "by names");
     assert_eq!(server.page("/edges/service%3Aorders/none").0, 404);
     let orders = server.api("/api/v1/services/orders?from=now-20m");
     assert_eq!(orders["callers"][0]["service"], "gateway", "{orders}");

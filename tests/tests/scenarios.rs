@@ -1,8 +1,10 @@
 //! A few of the scenarios; `cargo run --release -p firstfall-tests --bin scenarios` runs them all, and hours of ordinary life.
 
+use harness::Server;
 use harness::scenario::fault::What;
 use harness::scenario::world::Topology;
-use harness::scenario::{Scenario, life, run};
+use harness::scenario::{Scenario, life, run, send};
+use harness::server::wait_for;
 
 #[test]
 fn each_fault_is_one_incident_with_its_origin_first_and_its_hops_away_from_it() {
@@ -22,6 +24,28 @@ fn each_fault_is_one_incident_with_its_origin_first_and_its_hops_away_from_it() 
         assert_eq!(hops, right, "{what:?}: {:?}", outcome.incidents[0].diagnosis.hops);
     }
     assert!(named >= What::ALL.len() - 1, "{named} of {} are named first", What::ALL.len());
+}
+
+#[test]
+fn through_the_real_binary_forty_services_and_a_failure_are_one_incident() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let scenario = Scenario { topology: Topology::Large, what: What::Fails, load: 2.0, seed: 11 };
+    let truth = send(&scenario, &format!("http://{}", server.otlp)).expect("it has a place for it");
+    let incidents = wait_for("an incident", || {
+        let incidents = server.api("/api/v1/incidents")["incidents"].as_array()?.clone();
+        (!incidents.is_empty()).then_some(incidents)
+    });
+    assert_eq!(incidents.len(), 1, "{incidents:?}");
+    assert_eq!(incidents[0]["origins"][0]["service"], truth.origin.as_str(), "{}", incidents[0]["title"]);
+    let topology = server.api("/api/v1/topology");
+    let nodes: Vec<&str> = topology["nodes"].as_array().expect("a list").iter().filter_map(|n| n["id"].as_str()).collect();
+    assert_eq!(nodes.iter().filter(|id| id.starts_with("service:")).count(), 40, "{nodes:?}");
+    assert!(!nodes.iter().any(|id| id.starts_with("external:")), "an address is no node beside the service that it means: {nodes:?}");
+    for path in ["/", "/services", "/map", "/incidents"] {
+        let (status, page) = server.page(path);
+        assert!(status == 200 && page.len() < 600_000, "{path}: {} bytes", page.len());
+    }
 }
 
 #[test]

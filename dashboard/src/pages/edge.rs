@@ -44,8 +44,11 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
     let range = query.range()?;
     let topology = topology_of(&app, &Query::default(), range).await?;
     let node = |id: &str| topology.nodes.iter().find(|n| n.id == id);
-    let found = topology.edges.iter().find(|e| e.from == caller && e.to == callee);
-    let (Some(edge), Some(from), Some(to)) = (found, node(&caller), node(&callee)) else {
+    // By id, or by a name that people type.
+    let is = |id: &str, wanted: &str| id == wanted || node(id).is_some_and(|n| n.name == wanted);
+    let found = topology.edges.iter().filter(|e| is(&e.from, &caller) && is(&e.to, &callee)).max_by_key(|e| e.calls);
+    let ends = found.map(|edge| (edge, node(&edge.from), node(&edge.to)));
+    let Some((edge, Some(from), Some(to))) = ends else {
         return Err(
             ApiError::not_found(format!("no call from {caller:?} to {callee:?} was seen in this range; the map lists all edges")).into()
         );
@@ -53,7 +56,7 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
     let mut frame = Frame::new(&app, format!("{} → {}", from.name, to.name), "map", &query, &range);
     frame.refresh = range.live;
     let insight = app.insight.clone();
-    let (one, other) = (caller.clone(), callee.clone());
+    let (one, other) = (edge.from.clone(), edge.to.clone());
     let points = ask(&app, move |_, _| insight.edge_points(&one, &other, range.from, range.to)).await?;
     let mut filter = query.filter(&range)?;
     filter.service = Some(from.name.clone());

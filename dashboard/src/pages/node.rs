@@ -35,12 +35,13 @@ struct CallerRow {
     p95: String,
 }
 
-pub async fn show(State(app): State<App>, Path(id): Path<String>, query: Query) -> Page {
+pub async fn show(State(app): State<App>, Path(wanted): Path<String>, query: Query) -> Page {
     let range = query.range()?;
     let topology = topology_of(&app, &Query::default(), range).await?;
-    let Some(node) = topology.nodes.iter().find(|n| n.id == id) else {
-        return Err(ApiError::not_found(format!("nothing called {id:?} was seen in this range; the map lists all nodes")).into());
+    let Some(node) = topology.nodes.iter().find(|n| n.id == wanted).or_else(|| topology.nodes.iter().find(|n| n.name == wanted)) else {
+        return Err(ApiError::not_found(format!("nothing called {wanted:?} was seen in this range; the map lists all nodes")).into());
     };
+    let id = node.id.clone();
     let mut frame = Frame::new(&app, node.name.clone(), "map", &query, &range);
     frame.refresh = range.live;
     let row = |other: &str, edge: &firstfall_store::incident::TopologyEdge| {

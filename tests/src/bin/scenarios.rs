@@ -1,9 +1,9 @@
 //! `scenarios [seeds=A..B | seed=N] [load=N] [what=NAME] [topology=NAME] [trace]`: faults in simulated systems, and how well they are named;
-//! `scenarios life=HOURS [seeds=A..B]`: hours of ordinary life, and what was raised.
+//! `scenarios life=HOURS [seeds=A..B]`: hours of ordinary life, and what was raised; `send=http://127.0.0.1:4318` plays to a server instead.
 
 use harness::scenario::fault::What;
 use harness::scenario::world::{SECOND, Topology};
-use harness::scenario::{Outcome, Scenario, life, run};
+use harness::scenario::{Outcome, Scenario, life, run, send};
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -105,6 +105,10 @@ fn main() {
                 for seed in seeds.clone() {
                     let seed_of_it = value("seed").map_or(seed * 1000 + what as u64, |s| s.parse().expect("a number"));
                     let scenario = Scenario { topology, what, load: *load, seed: seed_of_it };
+                    if let Some(otlp) = value("send") {
+                        println!("{what:?} {topology:?}: {:?}", send(&scenario, &otlp).map(|truth| truth.origin));
+                        continue;
+                    }
                     let Some(outcome) = run(&scenario) else { continue };
                     // What less than one request in three seconds reaches is not asked of anybody.
                     if outcome.reached < 0.3 {

@@ -25,16 +25,17 @@ pub struct Life {
     random: Random,
     services: Vec<usize>,
     canary: Option<(usize, u64, Vec<u32>)>,
+    start: u64,
 }
 
 impl Life {
     /// One service of larger systems gets a clock that is two minutes fast.
-    pub fn begin(world: &mut World, seed: u64) -> Life {
+    pub fn begin(world: &mut World, seed: u64, start: u64) -> Life {
         let services: Vec<usize> = (0..world.parts.len()).filter(|p| world.parts[*p].kind == Kind::Service).collect();
         if services.len() > 10 {
             world.parts[services[services.len() / 2]].clock = 120 * SECOND;
         }
-        Life { random: Random::new(seed ^ 0x11fe), services, canary: None }
+        Life { random: Random::new(seed ^ 0x11fe), services, canary: None, start }
     }
 
     fn some(&self, place: usize) -> usize {
@@ -50,7 +51,7 @@ impl Life {
 
     /// What happens in a second.
     pub fn pass(&mut self, world: &mut World, second: u64) {
-        let now = START + second * SECOND;
+        let now = self.start + second * SECOND;
         let some = self.services[self.random.below(self.services.len() as u64) as usize];
         // A deploy wave every forty minutes: five services, one after the other.
         if second % 2400 >= 300 && second % 2400 < 450 && second.is_multiple_of(30) {
@@ -106,7 +107,7 @@ impl Life {
 /// Hours of a system of forty services without any fault. Returns what was told.
 pub fn quiet(hours: f64, load: f64, seed: u64) -> Vec<Incident> {
     let mut world = Topology::Large.build(seed);
-    let mut life = Life::begin(&mut world, seed);
+    let mut life = Life::begin(&mut world, seed, START);
     let mut random = Random::new(seed ^ 0xca11);
     let none = Fault::none();
     let (mut judge, mut told) = (Judge::default(), Vec::<Incident>::new());

@@ -16,7 +16,7 @@ use firstfall_store::Signal;
 use firstfall_store::incident::Incident;
 use firstfall_store::rollup::WINDOW;
 use life::Life;
-use world::{Body, SECOND, Topology};
+use world::{Body, SECOND, Topology, World};
 
 pub const START: u64 = 1_800_000_000 * SECOND;
 
@@ -101,38 +101,68 @@ impl Outcome {
     }
 }
 
-/// `None` where the system has no place for such a fault.
-pub fn run(scenario: &Scenario) -> Option<Outcome> {
-    let mut random = Random::new(scenario.seed ^ 0x1234);
-    let mut world = scenario.topology.build(scenario.seed);
-    let begin = START + (9 * 60 + random.below(240)) * SECOND;
-    let end = begin + (150 + random.below(120)) * SECOND;
-    let fault = Fault::choose(scenario.what, &world, begin, end, scenario.seed)?;
-    let truth = fault.truth(&world);
-    let reached = reach(&world)[fault.at] * scenario.load;
-    if fault.what == Some(What::RetryStorm) {
-        // Those who call it would have been set so from the start.
-        world.parts.iter_mut().flat_map(|p| p.links.iter_mut()).filter(|l| l.to == fault.at).for_each(|l| l.retries = 3);
+/// A scenario that has found its place, ready to be played.
+pub struct Play {
+    world: World,
+    life: Life,
+    fault: Fault,
+    load: f64,
+    random: Random,
+    start: u64,
+    pub truth: Truth,
+    pub reached: f64,
+    /// When the fault begins, and when the play ends.
+    pub begin: u64,
+    pub until: u64,
+}
+
+impl Play {
+    /// `None` where the system has no place for such a fault.
+    pub fn new(scenario: &Scenario, start: u64) -> Option<Play> {
+        let mut random = Random::new(scenario.seed ^ 0x1234);
+        let mut world = scenario.topology.build(scenario.seed);
+        let begin = start + (9 * 60 + random.below(240)) * SECOND;
+        let end = begin + (150 + random.below(120)) * SECOND;
+        let fault = Fault::choose(scenario.what, &world, begin, end, scenario.seed)?;
+        let truth = fault.truth(&world);
+        let reached = reach(&world)[fault.at] * scenario.load;
+        if fault.what == Some(What::RetryStorm) {
+            // Those who call it would have been set so from the start.
+            world.parts.iter_mut().flat_map(|p| p.links.iter_mut()).filter(|l| l.to == fault.at).for_each(|l| l.retries = 3);
+        }
+        let life = Life::begin(&mut world, scenario.seed, start);
+        Some(Play { world, life, fault, load: scenario.load, random, start, truth, reached, begin, until: end + 20 * SECOND })
     }
-    let mut life = Life::begin(&mut world, scenario.seed);
+
+    /// Second by second what arrives by then.
+    pub fn run(mut self, mut arrive: impl FnMut(Vec<Body>, u64)) {
+        let mut due = self.start as f64;
+        let mut second = self.start;
+        while second < self.until {
+            self.life.pass(&mut self.world, (second - self.start) / SECOND);
+            if self.fault.what == Some(What::BadInstance) && second / SECOND == self.begin / SECOND {
+                life::deploy(&mut self.world, self.fault.at, Some(0));
+            }
+            while due < (second + SECOND) as f64 {
+                self.world.request(due as u64, &self.fault);
+                due += self.random.gap(self.load * self.fault.load(second));
+            }
+            second += SECOND;
+            let mut bodies = self.world.arrivals(second);
+            if (second - self.start).is_multiple_of(30 * SECOND) {
+                bodies.extend(self.world.cpu(second, &self.fault));
+            }
+            arrive(bodies, second);
+        }
+    }
+}
+
+/// Plays a scenario to detection, without a server between.
+pub fn run(scenario: &Scenario) -> Option<Outcome> {
+    let play = Play::new(scenario, START)?;
+    let (truth, reached, begin) = (play.truth.clone(), play.reached, play.begin);
     let (mut judge, mut told, mut before) = (Judge::default(), Vec::<Incident>::new(), 0);
-    let mut due = START as f64;
-    let until = end + 20 * SECOND;
-    let mut second = START;
-    while second < until {
-        life.pass(&mut world, (second - START) / SECOND);
-        if fault.what == Some(What::BadInstance) && second / SECOND == begin / SECOND {
-            life::deploy(&mut world, fault.at, Some(0));
-        }
-        while due < (second + SECOND) as f64 {
-            world.request(due as u64, &fault);
-            due += random.gap(scenario.load * fault.load(second));
-        }
-        second += SECOND;
-        let mut bodies = world.arrivals(second);
-        if second.is_multiple_of(30 * SECOND) {
-            bodies.extend(world.cpu(second, &fault));
-        }
+    play.run(|bodies, second| {
         judge.take(bodies, second);
         judge.step(|observed, incidents, changed, window| {
             let at = u64::from(window + 1) * WINDOW;
@@ -151,7 +181,27 @@ pub fn run(scenario: &Scenario) -> Option<Outcome> {
                 }
             }
         });
-    }
+    });
     told.sort_by_key(|i| i.opened_at);
     Some(Outcome { truth, reached, incidents: told, before, begin })
+}
+
+/// Plays a scenario to a server's OTLP/HTTP, as if it had just passed. Returns what is true of it.
+pub fn send(scenario: &Scenario, otlp: &str) -> Option<Truth> {
+    let length = Play::new(scenario, 0)?.until;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+    let play = Play::new(scenario, (now - length) / WINDOW * WINDOW)?;
+    let truth = play.truth.clone();
+    play.run(|bodies, _| {
+        for body in bodies {
+            let (signal, body) = match body {
+                Body::Traces(body) => ("traces", body),
+                Body::Logs(body) => ("logs", body),
+                Body::Metrics(body) => ("metrics", body),
+            };
+            let answer = ureq::post(format!("{otlp}/v1/{signal}")).header("content-type", "application/x-protobuf").send(&body[..]);
+            answer.expect("the server takes it");
+        }
+    });
+    Some(truth)
 }
