@@ -76,9 +76,12 @@ impl Server {
         });
         let external_url = if config.external_url.is_empty() { format!("http://{web}") } else { config.external_url.clone() };
         let outbox = Arc::new(Outbox::new(&config.receivers, external_url));
-        let watch = inlet
-            .watch(receivers.ingest.reader(), outbox.clone())
-            .map_err(|error| CannotStart { message: format!("start detection: {error}"), usage: false })?;
+        let watch = if config.detection {
+            let started = inlet.watch(receivers.ingest.reader(), outbox.clone());
+            started.map_err(|error| CannotStart { message: format!("start detection: {error}"), usage: false })?
+        } else {
+            inlet.idle(receivers.ingest.reader())
+        };
         let watch = Arc::new(watch);
         let metrics = Arc::new(SelfMetrics::new(receivers.clone(), watch.clone()));
         let (stop, stopped) = watch::channel(false);
@@ -86,7 +89,7 @@ impl Server {
         let web_router = receive::http_routes(receivers.clone())
             .merge(receive::behind_token(
                 receivers.clone(),
-                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone(), alerts),
+                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone(), alerts, config.objectives.clone()),
             ))
             .merge(metrics.routes());
         let routers: [(TcpListener, Router); 3] = [

@@ -5,6 +5,7 @@ use crate::alert::receiver::{self, RECEIVERS_MAX, Receiver};
 use crate::receive::Receiving;
 use crate::redact::Redaction;
 use crate::validate::Limits;
+use firstfall_dashboard::health::{Objective, Objectives};
 use firstfall_store::{Durability, Options};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub struct Config {
     /// Where people reach the pages, for links in notifications; empty: the web address.
     pub external_url: String,
     pub detection: bool,
+    /// What is asked of services.
+    pub objectives: Objectives,
     /// Sorted by name.
     pub receivers: Vec<Receiver>,
 }
@@ -48,6 +51,7 @@ impl Default for Config {
             store: Options::default(),
             external_url: String::new(),
             detection: true,
+            objectives: Objectives::default(),
             receivers: Vec::new(),
         }
     }
@@ -127,6 +131,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 fn at_least(least: u64, value: u64) -> Result<usize, String> {
     if value < least { Err(format!("{value} is too small; the least is {least}")) } else { Ok(value as usize) }
+}
+
+/// `0.5%`, as a part of one.
+fn percent(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.trim().strip_suffix('%').and_then(|number| number.trim().parse().ok());
+    match number {
+        Some(percent) if percent > 0.0 && percent < 100.0 => Ok(percent / 100.0),
+        _ => Err(format!("{text:?} is no part in percent between 0% and 100%; write 0.5%")),
+    }
 }
 
 pub(crate) fn flag(text: &str) -> Result<bool, String> {
@@ -228,6 +241,12 @@ settings! {
     "detection.enabled": "Look for failures, and count the map; default true. Off, ingest costs a fifth less and nobody is told of anything.",
         |c, t| c.detection = flag(t)?,
         |c| c.detection.to_string();
+    "health.errors": "The part of requests that may fail before a service is degraded (five times as many: failing); default 1%. Per service: [objectives.NAME].",
+        |c, t| c.objectives.default.errors = percent(t)?,
+        |c| format!("{}%", c.objectives.default.errors * 100.0);
+    "health.latency": "How long 19 of 20 requests may take before a service is degraded; default none.",
+        |c, t| c.objectives.default.latency_ns = if t.is_empty() { None } else { Some(duration(t)?.as_nanos() as u64) },
+        |c| c.objectives.default.latency_ns.map_or(String::new(), |ns| time(Duration::from_nanos(ns)));
     "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?,
         |c| time(c.store.retention_age);
     "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?,
@@ -249,9 +268,17 @@ impl Config {
                     if let Some(section) = table.remove("receivers") {
                         read_receivers(name, &section, &mut receivers, &mut mistakes);
                     }
+                    let objectives = table.remove("objectives");
                     config.read_table(name, "", &table, &mut mistakes);
+                    if let Some(section) = objectives {
+                        config.read_objectives(name, &section, &mut mistakes);
+                    }
                 }
-                Err(error) => mistakes.push(format!("{name}: {error}")),
+                // Without the line itself: it may hold a secret.
+                Err(error) => {
+                    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+                    mistakes.push(format!("{name}: line {line}: {}", error.message()));
+                }
             }
         }
         let mut variables: Vec<(String, String)> = environment.filter(|(key, _)| key.starts_with("FIRSTFALL_")).collect();
@@ -329,6 +356,29 @@ impl Config {
         }
     }
 
+    /// `[objectives.SERVICE]` with `errors` and `latency`; what is not given is the default of `[health]`.
+    fn read_objectives(&mut self, file: &str, section: &toml::Value, mistakes: &mut Vec<String>) {
+        for (service, keys) in section.as_table().into_iter().flatten() {
+            let mut objective: Objective = self.objectives.default;
+            let Some(keys) = keys.as_table() else {
+                mistakes.push(format!("{file}: objectives.{service}: write [objectives.{service}] and its keys below it"));
+                continue;
+            };
+            for (key, value) in keys {
+                let text = text_of(value);
+                let read = match key.as_str() {
+                    "errors" => percent(&text).map(|errors| objective.errors = errors),
+                    "latency" => duration(&text).map(|latency| objective.latency_ns = Some(latency.as_nanos() as u64)),
+                    _ => Err("an objective has no such key; it has errors and latency".to_owned()),
+                };
+                if let Err(mistake) = read {
+                    mistakes.push(format!("{file}: objectives.{service}.{key}: {mistake}"));
+                }
+            }
+            self.objectives.by_service.insert(service.clone(), objective);
+        }
+    }
+
     fn check(&self, mistakes: &mut Vec<String>) {
         if self.in_flight_bytes_max < self.receiving.request_bytes_max {
             mistakes.push(format!(
@@ -391,6 +441,14 @@ pub fn reference(config: &Config) -> String {
         let comment = if setting.path.starts_with("server.token") { "# " } else { "" };
         out.push_str(&format!("# {}\n{comment}{key} = {}\n", setting.about, serde_json::Value::String(value)));
     }
+    let mut services: Vec<_> = config.objectives.by_service.iter().collect();
+    services.sort_by_key(|(name, _)| *name);
+    for (name, objective) in services {
+        out.push_str(&format!("\n[objectives.{}]\nerrors = \"{}%\"\n", serde_json::Value::from(name.as_str()), objective.errors * 100.0));
+        if let Some(latency) = objective.latency_ns {
+            out.push_str(&format!("latency = \"{}\"\n", time(Duration::from_nanos(latency))));
+        }
+    }
     out.push_str("\n# Receivers of notifications, each a section [receivers.NAME] with these keys:\n");
     for (key, about) in receiver::KEYS {
         out.push_str(&format!("#   {key}: {about}\n"));
@@ -431,6 +489,21 @@ mod tests {
         assert_eq!(reference(&again), printed);
         assert!(again.limits.redact.is_secret(b"user.pin") && !again.limits.redact.is_secret(b"password"));
         assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn objectives_are_read_by_service_over_the_default() {
+        let config = check("[health]\nerrors = '2%'\n[objectives.payments]\nlatency = '300ms'\n[objectives.cart]\nerrors = '0.1%'\n", &[])
+            .expect("valid");
+        assert_eq!(config.objectives.of("payments"), Objective { errors: 0.02, latency_ns: Some(300_000_000) });
+        assert_eq!((config.objectives.of("cart").errors, config.objectives.of("other").errors), (0.001, 0.02));
+        let mistakes =
+            check("[health]\nerrors = '2'\n[objectives.cart]\nerror = '1%'\nlatency = 'long'\n", &[]).expect_err("three mistakes");
+        for part in
+            ["health.errors: \"2\" is no part", "objectives.cart.error: an objective has no such key", "objectives.cart.latency: \"long\""]
+        {
+            assert!(mistakes.contains(part), "{part} in {mistakes}");
+        }
     }
 
     #[test]

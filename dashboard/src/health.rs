@@ -1,9 +1,11 @@
 //! The state of a service as a word, always with its reason and the numbers behind it.
 //!
-//! By objectives: 1 % of requests may fail before a service is degraded, 5 % before it is failing. The share is judged by the lower
-//! end of its Wilson interval (95 %; E. B. Wilson, 1927), so a few failures among a few requests never paint a service red.
+//! By objectives: a part of the requests may fail (1 % unless the settings say otherwise), and where a latency is set, one in twenty may take longer.
+//! A service that uses up what may fail faster than once is degraded, five times as fast failing. The share is judged by the lower end of its
+//! Wilson interval (95 %; E. B. Wilson, 1927), so a few failures among a few requests never paint a service red.
 
 use firstfall_store::query::ServiceSummary;
+use std::collections::HashMap;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum State {
@@ -28,16 +30,46 @@ impl State {
     }
 }
 
-const DEGRADED_SHARE: f64 = 0.01;
-const FAILING_SHARE: f64 = 0.05;
+/// What is asked of a service.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// The part of its requests that may fail.
+    pub errors: f64,
+    /// How long 19 of 20 requests may take; `None`: as long as they like.
+    pub latency_ns: Option<u64>,
+}
+
+impl Default for Objective {
+    fn default() -> Objective {
+        Objective { errors: 0.01, latency_ns: None }
+    }
+}
+
+/// What is asked of each service, by name; of all others the default.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Objectives {
+    pub default: Objective,
+    pub by_service: HashMap<String, Objective>,
+}
+
+impl Objectives {
+    pub fn of(&self, service: &str) -> Objective {
+        self.by_service.get(service).copied().unwrap_or(self.default)
+    }
+}
+
+/// A service that uses up its objective so many times as fast as it may is failing.
+const FAILING_BURN: f64 = 5.0;
+/// The part of the requests that may take longer than the latency of the objective.
+const SLOW_SHARE: f64 = 0.05;
 /// With fewer requests nothing is claimed, good or bad.
 const REQUESTS_TO_KNOW: u64 = 20;
 /// A service that had requests and says nothing for this long is silent.
 const SILENT_AFTER: u64 = 120 * 1_000_000_000;
 
 /// The state of a service at the end of a range, by its recent requests.
-pub fn judge(service: &ServiceSummary, end: u64) -> (State, String) {
-    let (calls, errors) = service.recent;
+pub fn judge(service: &ServiceSummary, end: u64, objective: Objective) -> (State, String) {
+    let (calls, errors) = (service.recent.calls, service.recent.errors);
     let what = if service.by_roots { "root spans" } else { "requests" };
     let quiet = end.saturating_sub(service.last_seen);
     if quiet > SILENT_AFTER {
@@ -46,22 +78,42 @@ pub fn judge(service: &ServiceSummary, end: u64) -> (State, String) {
     if calls == 0 {
         return (State::Idle, format!("alive, but no {what} in the last minutes"));
     }
-    of_share(errors, calls, what)
+    let (mut state, mut reason) = of_share(errors, calls, what, objective);
+    if matches!(state, State::Failing | State::Degraded) {
+        // The same over the whole range: a burst, or a leak.
+        let whole = service.requests.errors as f64 / service.requests.calls.max(1) as f64 / objective.errors;
+        reason.push_str(&format!("; over the whole range {}", times_of(whole)));
+    }
+    if let Some(limit) = objective.latency_ns.filter(|_| calls >= REQUESTS_TO_KNOW) {
+        let slow = service.recent.histogram.count_above(limit);
+        if wilson_low(slow, calls) > SLOW_SHARE && state > State::Degraded {
+            state = State::Degraded;
+            let share = 100.0 * slow as f64 / calls as f64;
+            reason = format!("{share:.1} % of {calls} {what} took longer than {}, 5 % may", crate::times::span_of(limit));
+        }
+    }
+    (state, reason)
+}
+
+fn times_of(burn: f64) -> String {
+    format!("{burn:.1} times what may fail")
 }
 
 /// The state of something of which so many requests, or calls, failed.
-pub fn of_share(errors: u64, calls: u64, what: &str) -> (State, String) {
+pub fn of_share(errors: u64, calls: u64, what: &str, objective: Objective) -> (State, String) {
     if calls == 0 {
         return (State::Idle, format!("no {what}"));
     }
-    let share = wilson_low(errors, calls);
-    let numbers = format!("{errors} of {calls} {what} failed ({:.1} %)", 100.0 * errors as f64 / calls as f64);
+    let share = errors as f64 / calls as f64;
+    let sure = wilson_low(errors, calls) / objective.errors;
+    let numbers = format!("{errors} of {calls} {what} failed ({:.1} %)", 100.0 * share);
+    let burning = || format!("{numbers}, {}", times_of(share / objective.errors));
     if calls < REQUESTS_TO_KNOW {
         (State::Unknown, format!("too few {what} to know: {calls}, {errors} failed"))
-    } else if share > FAILING_SHARE {
-        (State::Failing, numbers)
-    } else if share > DEGRADED_SHARE {
-        (State::Degraded, numbers)
+    } else if sure > FAILING_BURN {
+        (State::Failing, burning())
+    } else if sure > 1.0 {
+        (State::Degraded, burning())
     } else {
         (State::Ok, numbers)
     }
@@ -82,19 +134,25 @@ mod tests {
     use firstfall_store::Service;
     use firstfall_store::rollup::Cell;
 
-    fn check(calls: u64, errors: u64, seconds_quiet: u64) -> State {
-        let end = 1_000_000 * 1_000_000_000;
-        let summary = ServiceSummary {
+    fn summary(calls: u64, errors: u64, seconds_quiet: u64, end: u64) -> ServiceSummary {
+        let mut recent = Cell { calls, errors, ..Cell::default() };
+        (0..calls).for_each(|n| recent.histogram.record(n * 1_000_000));
+        ServiceSummary {
             service: Service::named("a"),
-            requests: Cell { calls, errors, ..Cell::default() },
-            recent: (calls, errors),
+            requests: recent.clone(),
+            recent,
             by_roots: false,
             items: calls,
             points: Vec::new(),
             instances: Vec::new(),
             last_seen: end - seconds_quiet * 1_000_000_000,
-        };
-        judge(&summary, end).0
+        }
+    }
+
+    const END: u64 = 1_000_000 * 1_000_000_000;
+
+    fn check(calls: u64, errors: u64, seconds_quiet: u64) -> State {
+        judge(&summary(calls, errors, seconds_quiet, END), END, Objective::default()).0
     }
 
     #[test]
@@ -109,5 +167,19 @@ mod tests {
     fn silence_is_told_from_idleness() {
         assert_eq!(check(0, 0, 5), State::Idle);
         assert_eq!(check(100, 0, 600), State::Silent);
+    }
+
+    #[test]
+    fn a_service_is_judged_by_what_is_asked_of_it() {
+        let strict = Objective { errors: 0.001, latency_ns: None };
+        let (state, reason) = judge(&summary(10_000, 30, 1, END), END, strict);
+        assert!(state == State::Degraded && reason.contains("3.0 times what may fail"), "{reason}");
+        assert_eq!(check(10_000, 30, 1), State::Ok);
+        // Of a thousand requests of 0 to 999 ms a tenth takes longer than 900 ms.
+        let quick = Objective { latency_ns: Some(900_000_000), ..Objective::default() };
+        let (state, reason) = judge(&summary(1000, 0, 1, END), END, quick);
+        assert!(state == State::Degraded && reason.contains("took longer than 900 ms"), "{reason}");
+        let slow = Objective { latency_ns: Some(980_000_000), ..Objective::default() };
+        assert_eq!(judge(&summary(1000, 0, 1, END), END, slow).0, State::Ok);
     }
 }

@@ -8,7 +8,7 @@ mod api;
 mod ask;
 mod draw;
 mod error;
-mod health;
+pub mod health;
 mod pages;
 pub mod times;
 
@@ -23,6 +23,7 @@ use firstfall_store::edge::EdgeCell;
 use firstfall_store::incident::{Diagnosis, Topology};
 use firstfall_store::query::Budget;
 use firstfall_store::{Error, Nanos, Reader, Signal};
+use health::Objectives;
 use std::sync::Arc;
 
 /// What came in since start, as the collector counts it.
@@ -75,6 +76,7 @@ pub(crate) struct App {
     pub intake: Arc<dyn Intake>,
     pub insight: Arc<dyn Insight>,
     pub alerting: Arc<dyn Alerting>,
+    pub objectives: Arc<Objectives>,
 }
 
 const STYLE: &str = include_str!("../assets/style.css");
@@ -85,8 +87,9 @@ pub fn router(
     intake: Arc<impl Intake + 'static>,
     insight: Arc<impl Insight + 'static>,
     alerting: Arc<impl Alerting + 'static>,
+    objectives: Objectives,
 ) -> Router {
-    let app = App { reader, intake, insight, alerting };
+    let app = App { reader, intake, insight, alerting, objectives: Arc::new(objectives) };
     Router::new()
         .route("/", get(pages::home::show))
         .route("/services", get(pages::services::show))

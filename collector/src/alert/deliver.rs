@@ -9,7 +9,7 @@ use super::receiver::Receiver;
 use super::{DELIVERY_AGE_MAX, Outbox, sign};
 use crate::ingest::now;
 use firstfall_dashboard::{Alerting, ReceiverInfo};
-use firstfall_store::delivery::{Attempt, Delivery, Due, Outcome};
+use firstfall_store::delivery::{Attempt, Delivery, DeliveryQuestion, Due, Outcome};
 use firstfall_store::{Error, Nanos, Reader};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +30,8 @@ const ANSWER_BYTES_READ: usize = 16 << 10;
 const ANSWER_CHARS_KEPT: usize = 300;
 /// Even without news the outbox is looked at so often: the wall clock may have been set.
 const LOOK: Duration = Duration::from_secs(60);
+/// More than what is waited for anyway, as a last resort.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// After the outbox could not be read or written (a full disk).
 const REST: Duration = Duration::from_secs(5);
 
@@ -64,20 +66,19 @@ async fn deliver_all(outbox: &Outbox, at: usize, reader: Reader) {
     loop {
         match next(&reader, &receiver.name).await {
             Ok(Due::Now(delivery)) => {
-                let sent = send(&client, &receiver, &delivery.id, &delivery.body).await;
-                let outcome = outcome(&sent, &delivery);
+                let (sent, outcome) = if now() > delivery.give_up_at {
+                    let answer = "not sent: it had waited for too long".to_owned();
+                    let attempt = Attempt { at: now(), took_ns: 0, status: None, answer: answer.clone() };
+                    (attempt, Outcome::Failed { reason: answer })
+                } else {
+                    let sent = send(&client, &receiver, &delivery.id, &delivery.body).await;
+                    let outcome = outcome(&sent, &delivery);
+                    (sent.attempt, outcome)
+                };
                 if let Outcome::Failed { reason } = &outcome {
                     tracing::warn!(receiver = receiver.name, id = delivery.id, reason, "a notification cannot be delivered");
                 }
-                let (reader, number) = (reader.clone(), delivery.number);
-                let kept = tokio::task::spawn_blocking(move || {
-                    reader.keep_attempt(number, &sent.attempt, &outcome)?;
-                    reader.forget_deliveries()
-                });
-                if let Ok(Err(error)) = kept.await {
-                    tracing::warn!(%error, "an attempt cannot be written down; it will be made again");
-                    tokio::time::sleep(REST).await;
-                }
+                write_down(&reader, delivery.number, sent, outcome).await;
             }
             Ok(Due::At(time)) => sleep_until(time, outbox, at).await,
             Ok(Due::Nothing) => sleep_until(Nanos::MAX, outbox, at).await,
@@ -86,6 +87,25 @@ async fn deliver_all(outbox: &Outbox, at: usize, reader: Reader) {
                 tokio::time::sleep(REST).await;
             }
         }
+    }
+}
+
+/// Writes an attempt down, and does not go on before that is done: what is not known to be delivered would be sent again and again.
+async fn write_down(reader: &Reader, number: i64, attempt: Attempt, outcome: Outcome) {
+    let mut rest = REST;
+    loop {
+        let (reader, attempt, outcome) = (reader.clone(), attempt.clone(), outcome.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            reader.keep_attempt(number, &attempt, &outcome)?;
+            reader.forget_deliveries()
+        });
+        match kept.await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => tracing::warn!(%error, "an attempt cannot be written down"),
+            Err(panicked) => tracing::error!(%panicked, "an attempt cannot be written down"),
+        }
+        tokio::time::sleep(rest).await;
+        rest = (rest * 2).min(LOOK);
     }
 }
 
@@ -121,7 +141,9 @@ impl Sent {
 pub async fn send(client: &reqwest::Client, receiver: &Receiver, id: &str, body: &str) -> Sent {
     let at = now();
     let start = Instant::now();
-    let answer = tokio::time::timeout(receiver.timeout, post(client, receiver, id, at / SECOND, body)).await;
+    // The status has to come in time; what follows it is cut off then.
+    let deadline = tokio::time::Instant::now() + receiver.timeout;
+    let answer = tokio::time::timeout(receiver.timeout + LAST_WORDS, post(client, receiver, id, at / SECOND, body, deadline)).await;
     let took_ns = start.elapsed().as_nanos() as Nanos;
     let attempt = |status, answer: &str| Attempt { at, took_ns, status, answer: readable(&receiver.without_secrets(answer)) };
     match answer {
@@ -146,7 +168,14 @@ struct Failure {
     message: String,
 }
 
-async fn post(client: &reqwest::Client, receiver: &Receiver, id: &str, timestamp: u64, body: &str) -> Result<Answer, Failure> {
+async fn post(
+    client: &reqwest::Client,
+    receiver: &Receiver,
+    id: &str,
+    timestamp: u64,
+    body: &str,
+    deadline: tokio::time::Instant,
+) -> Result<Answer, Failure> {
     if let Some(address) = literal_address(&receiver.url)
         && !receiver.allow_private_addresses
         && is_private(address)
@@ -164,7 +193,9 @@ async fn post(client: &reqwest::Client, receiver: &Receiver, id: &str, timestamp
     for (name, value) in &receiver.headers {
         request = request.header(name, value);
     }
-    let mut response = request.body(body.to_owned()).send().await.map_err(|error| failure(&error))?;
+    let sent = tokio::time::timeout_at(deadline, request.body(body.to_owned()).send()).await;
+    let late = |_| Failure { transient: true, message: format!("no answer within {:?}", receiver.timeout) };
+    let mut response = sent.map_err(late)?.map_err(|error| failure(&error))?;
     let status = response.status().as_u16();
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let retry_after = header("retry-after").and_then(|text| retry_after(&text, now()));
@@ -177,13 +208,16 @@ async fn post(client: &reqwest::Client, receiver: &Receiver, id: &str, timestamp
         });
     }
     let mut text = Vec::new();
-    // An answer that breaks off after its status is still an answer.
-    while let Ok(Some(chunk)) = response.chunk().await {
-        text.extend_from_slice(&chunk);
-        if text.len() > ANSWER_BYTES_READ {
-            break;
+    // An answer that breaks off or stalls after its status is still an answer.
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            text.extend_from_slice(&chunk);
+            if text.len() > ANSWER_BYTES_READ {
+                break;
+            }
         }
-    }
+    };
+    let _ = tokio::time::timeout_at(deadline, read).await;
     text.truncate(ANSWER_BYTES_READ);
     Ok(Answer { status, retry_after, text: String::from_utf8_lossy(&text).into_owned() })
 }
@@ -221,7 +255,8 @@ fn outcome(sent: &Sent, delivery: &Delivery) -> Outcome {
     }
     let end = sent.attempt.at + sent.attempt.took_ns;
     let made = delivery.attempts.len() as u32 + 1;
-    let at = end + sent.retry_after.unwrap_or_else(|| pause(made, &delivery.id));
+    // A wish for no pause at all would be a hot loop.
+    let at = end.saturating_add(sent.retry_after.unwrap_or(0).max(pause(made, &delivery.id)));
     if at > delivery.give_up_at {
         return Outcome::Failed { reason: format!("{what}; tried {made} times, for a day") };
     }
@@ -255,6 +290,8 @@ pub fn client(receiver: &Receiver) -> Result<reqwest::Client, String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
+        // A proxy would resolve the name, and the address that is checked would not be the one that is reached.
+        .no_proxy()
         .user_agent(concat!("firstfall/", env!("CARGO_PKG_VERSION")))
         .dns_resolver(Arc::new(Public { allow_private: receiver.allow_private_addresses }))
         .pool_max_idle_per_host(1)
@@ -339,6 +376,12 @@ impl Alerting for Alerts {
     }
 
     fn resend(&self, id: &str) -> Result<bool, Error> {
+        let question = DeliveryQuestion { id: Some(id.to_owned()), limit: 1, ..DeliveryQuestion::default() };
+        let found = self.reader.deliveries(&question)?;
+        // Nobody would send it.
+        if !found.iter().any(|d| self.outbox.receivers.iter().any(|r| r.name == d.receiver)) {
+            return Ok(false);
+        }
         let again = self.reader.resend(id, now(), now() + DELIVERY_AGE_MAX)?;
         self.outbox.wake();
         Ok(again)

@@ -94,11 +94,15 @@ impl Receiver {
         let mut headers = Vec::new();
         let given_headers = given.get("headers").map_or("", String::as_str);
         let separator = if given_headers.contains('\n') { '\n' } else { ',' };
-        for pair in given_headers.split(separator).map(str::trim).filter(|pair| !pair.is_empty()) {
+        for (place, pair) in given_headers.split(separator).map(str::trim).filter(|pair| !pair.is_empty()).enumerate() {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
             let good = http::HeaderName::try_from(name.as_str()).is_ok() && http::HeaderValue::try_from(value.as_str()).is_ok();
-            if good && !value.is_empty() { headers.push((name, value)) } else { mistake("headers", format!("{name:?} is not name=value")) }
+            if good && !value.is_empty() {
+                headers.push((name, value))
+            } else {
+                mistake("headers", format!("number {} is not name=value", place + 1))
+            }
         }
         if headers.len() > HEADERS_MAX {
             mistake("headers", format!("{} are too many; at most {HEADERS_MAX}", headers.len()));
@@ -145,11 +149,13 @@ impl Receiver {
 
     /// A text without whatever of it is a secret: receivers repeat what they were sent.
     pub fn without_secrets(&self, text: &str) -> String {
-        let password = self.url.password().map(str::to_owned);
-        // The path of a chat system's address is its password.
-        let path = Some(self.url.path().to_owned()).filter(|path| path.len() > 8);
-        let query = self.url.query().map(str::to_owned);
-        let secrets = self.headers.iter().map(|(_, value)| value.clone()).chain(password).chain(path).chain(query);
+        let own = |text: &str| text.to_owned();
+        let credentials = self.url.password().map(own).into_iter().chain(Some(self.url.username().to_owned()));
+        // The path of a chat system's address is its password: whole, and each part that is long enough to be one.
+        let path = Some(self.url.path().to_owned()).into_iter().chain(self.url.path_segments().into_iter().flatten().map(own));
+        let path = path.filter(|part| part.len() >= 8);
+        let query = self.url.query().map(own).into_iter().chain(self.url.query_pairs().map(|(_, value)| value.into_owned()));
+        let secrets = self.headers.iter().map(|(_, value)| value.clone()).chain(credentials).chain(path).chain(query);
         let mut text = text.to_owned();
         for secret in secrets.filter(|secret| !secret.is_empty()) {
             // `Bearer abc` is repeated as `abc` too.
@@ -190,5 +196,11 @@ mod tests {
         assert_eq!(receiver.place(), "https://chat.example:8443");
         let echo = receiver.without_secrets("you sent Authorization: Bearer hush to /services/T000/hush?key=hush");
         assert!(!echo.contains("hush"), "{echo}");
+        for part in ["invalid key hush", "no user user here"] {
+            let shown = receiver.without_secrets(part);
+            assert!(!shown.contains("hush") && !shown.contains("user user"), "{shown}");
+        }
+        let mistakes = new(&[("url", "http://h"), ("headers", "Authorization: Bearer hush")]).expect_err("no pair");
+        assert!(!format!("{mistakes:?}").contains("hush"), "{mistakes:?}");
     }
 }

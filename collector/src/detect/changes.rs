@@ -3,12 +3,14 @@
 
 use super::names::{Names, NodeId, TextId};
 use firstfall_store::change::Change;
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 
 const SECOND: u64 = 1_000_000_000;
 /// Versions, and instances, that are remembered: a service that makes up a new one with each start must not fill the memory.
 const REMEMBERED_MAX: usize = 20_000;
+/// Characters of an instance's name that are kept.
+const INSTANCE_CHARS_MAX: usize = 200;
 /// Comings and goings of one of them.
 const STRETCHES_MAX: usize = 50;
 /// Breaker transitions that are remembered.
@@ -42,6 +44,7 @@ impl Heard {
 pub struct Changes {
     versions: HashMap<(NodeId, TextId), Vec<Heard>>,
     instances: HashMap<(NodeId, TextId), Vec<Heard>>,
+    instance_names: HashMap<TextId, String>,
     /// By node and breaker: its state and since when.
     breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
     transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
@@ -51,15 +54,17 @@ pub struct Changes {
     pub told: Vec<Change>,
 }
 
-fn hear(heard: &mut HashMap<(NodeId, TextId), Vec<Heard>>, node: NodeId, text: TextId, time: u64) {
-    if heard.len() >= REMEMBERED_MAX && !heard.contains_key(&(node, text)) {
-        return;
+/// Says whether it is new. What `returns` may go and come back, which is a change; an instance that speaks again is the same process.
+fn hear(heard: &mut HashMap<(NodeId, TextId), Vec<Heard>>, node: NodeId, text: TextId, time: u64, returns: bool) -> bool {
+    let new = !heard.contains_key(&(node, text));
+    if new && heard.len() >= REMEMBERED_MAX {
+        return false;
     }
     let stretches = heard.entry((node, text)).or_default();
     let full = stretches.len() >= STRETCHES_MAX;
     match stretches.last_mut() {
         // A version that was gone and is back is a change once more, as after a rollback.
-        Some(last) if time > last.gone_at() && !full => stretches.push(Heard { first: time, last: time, silence: 0 }),
+        Some(last) if returns && time > last.gone_at() && !full => stretches.push(Heard { first: time, last: time, silence: 0 }),
         Some(last) => {
             last.silence = last.silence.max(time.saturating_sub(last.last));
             last.first = last.first.min(time);
@@ -67,6 +72,7 @@ fn hear(heard: &mut HashMap<(NodeId, TextId), Vec<Heard>>, node: NodeId, text: T
         }
         None => stretches.push(Heard { first: time, last: time, silence: 0 }),
     }
+    new
 }
 
 /// What was heard of each node, in the order in which it was first heard.
@@ -82,12 +88,16 @@ fn by_node(heard: &HashMap<(NodeId, TextId), Vec<Heard>>) -> HashMap<NodeId, Vec
 impl Changes {
     pub fn hear_version(&mut self, node: NodeId, version: TextId, time: u64) {
         self.first = Some(self.first.map_or(time, |first| first.min(time)));
-        hear(&mut self.versions, node, version, time);
+        hear(&mut self.versions, node, version, time, true);
     }
 
-    pub fn hear_instance(&mut self, node: NodeId, instance: TextId, time: u64) {
+    /// Instances have names of their own, which are forgotten with them: there is a new one with each start.
+    pub fn hear_instance(&mut self, node: NodeId, instance: &str, time: u64) {
         self.first = Some(self.first.map_or(time, |first| first.min(time)));
-        hear(&mut self.instances, node, instance, time);
+        let id = xxhash_rust::xxh3::xxh3_64(instance.as_bytes()) as TextId;
+        if hear(&mut self.instances, node, id, time, false) {
+            self.instance_names.insert(id, instance.chars().take(INSTANCE_CHARS_MAX).collect());
+        }
     }
 
     pub fn hear_breaker(&mut self, node: NodeId, breaker: TextId, state: TextId, time: u64) {
@@ -114,6 +124,9 @@ impl Changes {
         for heard in [&mut self.versions, &mut self.instances] {
             heard.retain(|_, stretches| stretches.last().is_some_and(|heard| heard.last >= time));
         }
+        let instances = &self.instances;
+        let kept: HashSet<TextId> = instances.keys().map(|(_, id)| *id).collect();
+        self.instance_names.retain(|id, _| kept.contains(id));
         self.transitions.retain(|(.., at)| *at >= time);
         self.told.retain(|change| change.time >= time);
     }
@@ -135,13 +148,15 @@ impl Changes {
             }
         };
         let text = |id: TextId| names.text_of(id).to_owned();
+        let instance = |id: TextId| self.instance_names.get(&id).cloned().unwrap_or_default();
         let known = self.first.unwrap_or(0).saturating_add(KNOWN_AFTER);
         let mut deployed: HashMap<NodeId, Vec<u64>> = HashMap::new();
         for (node, versions) in by_node(&self.versions) {
             // A service that was not there before is new, and its first version no change.
             for pair in versions.windows(2) {
                 let [(older, earlier), (version, heard)] = pair else { continue };
-                if heard.first > known && heard.first > earlier.first {
+                // A service that was quiet for a while and speaks again has not changed.
+                if older != version && heard.first > known && heard.first > earlier.first {
                     deployed.entry(node).or_default().push(heard.first);
                     changes.push(make(node, "version", text(*older), text(*version), heard.first));
                 }
@@ -154,8 +169,8 @@ impl Changes {
             }
             let some = |list: &[(TextId, u64)]| match list {
                 [] => String::new(),
-                [(one, _)] => text(*one),
-                [(one, _), rest @ ..] => format!("{} and {} more", text(*one), rest.len()),
+                [(one, _)] => instance(*one),
+                [(one, _), rest @ ..] => format!("{} and {} more", instance(*one), rest.len()),
             };
             let (born, dead) = (births.len(), deaths.len());
             let settled = now >= time.saturating_add(SETTLED_AFTER);
@@ -222,7 +237,7 @@ mod tests {
         let service = Service { name: "cart".into(), namespace: String::new(), environment: String::new() };
         let node = names.node_id(Node { kind: NodeKind::Service, service });
         for (instance, version, from, to) in heard {
-            let (instance, version) = (names.text(instance), names.text(version));
+            let version = names.text(version);
             for second in (*from..=*to).step_by(10) {
                 changes.hear_instance(node, instance, second * SECOND);
                 changes.hear_version(node, version, second * SECOND);
@@ -242,6 +257,11 @@ mod tests {
     #[test]
     fn a_new_version_is_one_change_also_when_its_instances_are_new() {
         check(&[("a", "1", 0, 400), ("b", "2", 410, 900)], 900, &[("version", "1", "2", 410)]);
+    }
+
+    #[test]
+    fn a_service_that_was_quiet_and_speaks_again_has_not_changed() {
+        check(&[("a", "1", 0, 300), ("a", "1", 900, 1200)], 1200, &[]);
     }
 
     #[test]

@@ -487,31 +487,39 @@ fn sentence(observed: &Observed, found: &Diagnosis, impact: &noun::Impact, onset
     format!("{subject}, since {since}{hurt}")
 }
 
-/// Who called whom between two times: what is kept, and what waits to be.
-pub fn topology(observed: &Observed, kept: Vec<(Node, Node, EdgeCell)>, from: u64, to: u64) -> noun::Topology {
+/// What memory holds of a stretch of the map: nodes that took requests in, and edges that are not kept yet.
+pub struct Waiting {
+    nodes: HashSet<Node>,
+    edges: Vec<(Node, Node, EdgeCell)>,
+}
+
+pub fn waiting(observed: &Observed, from: u64, to: u64) -> Waiting {
     let names = &observed.names;
-    let mut sums: HashMap<(Node, Node), EdgeCell> = HashMap::new();
-    for (caller, callee, cell) in kept {
-        sums.entry((caller, callee)).or_default().merge(&cell);
-    }
+    let node = |id: NodeId| names.node(id).clone();
     let minutes = (from / MINUTE) as u32..to.div_ceil(MINUTE) as u32;
-    for ((_, from, to), cell) in observed.windows.edges.iter().filter(|((minute, ..), _)| minutes.contains(minute)) {
-        sums.entry((names.node(*from).clone(), names.node(*to).clone())).or_default().merge(cell);
-    }
-    let mut nodes: HashSet<Node> = HashSet::new();
+    let of_minutes = observed.windows.edges.iter().filter(|((minute, ..), _)| minutes.contains(minute));
+    let mut edges: Vec<(Node, Node, EdgeCell)> = of_minutes.map(|((_, from, to), cell)| (node(*from), node(*to), cell.clone())).collect();
     let windows = (from / WINDOW) as WindowNo..to.div_ceil(WINDOW) as WindowNo;
+    let mut nodes = HashSet::new();
     for (subject, series) in &observed.windows.series {
-        if let Subject::Request { node, .. } = subject
+        if let Subject::Request { node: id, .. } = subject
             && series.range(windows.start, windows.end).next().is_some()
         {
-            nodes.insert(names.node(*node).clone());
+            nodes.insert(node(*id));
         }
     }
     // What only a metric tells of has no numbers.
-    for ((from, to), seen) in &observed.windows.told_edges {
-        if *seen >= u64::from(windows.start) * WINDOW {
-            sums.entry((names.node(*from).clone(), names.node(*to).clone())).or_default();
-        }
+    let told = observed.windows.told_edges.iter().filter(|(_, seen)| **seen >= u64::from(windows.start) * WINDOW);
+    edges.extend(told.map(|((from, to), _)| (node(*from), node(*to), EdgeCell::default())));
+    Waiting { nodes, edges }
+}
+
+/// Who called whom: what is kept, and what waits to be.
+pub fn topology(waiting: Waiting, kept: Vec<(Node, Node, EdgeCell)>) -> noun::Topology {
+    let Waiting { mut nodes, edges } = waiting;
+    let mut sums: HashMap<(Node, Node), EdgeCell> = HashMap::new();
+    for (caller, callee, cell) in kept.into_iter().chain(edges) {
+        sums.entry((caller, callee)).or_default().merge(&cell);
     }
     nodes.extend(sums.keys().flat_map(|(caller, callee)| [caller.clone(), callee.clone()]));
     let mut edges: Vec<noun::TopologyEdge> = sums

@@ -96,7 +96,7 @@ pub struct Facts {
     /// Versions of nodes that speak, and when.
     pub versions: Vec<(NodeId, TextId, u64)>,
     /// Instances of nodes that speak, and when.
-    pub instances: Vec<(NodeId, TextId, u64)>,
+    pub instances: Vec<(NodeId, String, u64)>,
     /// Node, breaker, its state, and when.
     pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
 }
@@ -128,15 +128,24 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         .map(|lane| (nodes[batch.contexts[lane.context as usize].0 as usize], names.text(batch.strings.str(lane.name)), lane.kind))
         .collect();
     let mut facts = Facts::default();
-    if let Some(first) = batch.time.first() {
-        for (resource, node) in batch.resources.iter().zip(&nodes) {
-            let Ok(resource) = Resource::from_bytes(batch.blobs.get(resource.body)) else { continue };
-            if let Some(version) = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty()) {
-                facts.versions.push((*node, names.text(version), *first));
-            }
-            if let Some(instance) = instance_of(&resource) {
-                facts.instances.push((*node, names.text(&instance), *first));
-            }
+    // A batch may be a whole block, hours after its rows came.
+    let mut heard: Vec<(u64, u64)> = vec![(u64::MAX, 0); batch.resources.len()];
+    for row in 0..batch.rows() {
+        let resource = batch.contexts[batch.lanes[batch.lane[row] as usize].context as usize].0;
+        let (first, last) = &mut heard[resource as usize];
+        (*first, *last) = ((*first).min(batch.time[row]), (*last).max(batch.time[row]));
+    }
+    for ((resource, node), (first, last)) in batch.resources.iter().zip(&nodes).zip(heard) {
+        let Ok(resource) = Resource::from_bytes(batch.blobs.get(resource.body)) else { continue };
+        if first > last {
+            continue;
+        }
+        if let Some(version) = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty()) {
+            let version = names.text(version);
+            facts.versions.extend([(*node, version, first), (*node, version, last)]);
+        }
+        if let Some(instance) = instance_of(&resource) {
+            facts.instances.extend([(*node, instance.clone(), first), (*node, instance, last)]);
         }
     }
     match batch.signal {

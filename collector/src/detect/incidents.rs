@@ -156,7 +156,8 @@ impl Incidents {
         }
         self.standing = 0;
         let again = self.all.iter().rposition(|i| {
-            i.candidates.first().map(|c| c.node) == Some(found[0].node)
+            i.absorbed_by.is_none()
+                && i.candidates.first().map(|c| c.node) == Some(found[0].node)
                 && i.closed_at.is_some_and(|closed| closed + u64::from(REOPENS) * WINDOW > u64::from(window) * WINDOW)
         });
         if let Some(at) = again {

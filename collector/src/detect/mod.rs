@@ -31,6 +31,9 @@ use names::{Names, NodeId};
 use rank::Candidate;
 use windows::{Subject, Weight, WindowNo, Windows, window_of};
 
+/// Rows of edges that are kept at one time, the busiest first: a map of more is no map, and the file must not grow with hostile names.
+const EDGES_KEPT_MAX: usize = 5000;
+
 /// How far back a baseline reaches.
 pub const BASELINE: u64 = 1800 * 1_000_000_000;
 
@@ -69,7 +72,7 @@ impl Observed {
             self.changes.hear_version(node, version, time);
         }
         for (node, instance, time) in facts.instances {
-            self.changes.hear_instance(node, instance, time);
+            self.changes.hear_instance(node, &instance, time);
         }
         for (node, breaker, state, time) in facts.breakers {
             self.changes.hear_breaker(node, breaker, state, time);
@@ -109,14 +112,17 @@ impl Observed {
 
     /// Counts all traces of which nothing came since `time`.
     pub fn settle(&mut self, time: u64) {
+        if time != u64::MAX {
+            self.windows.now = self.windows.now.max(time);
+        }
         self.join.settle(time, &mut self.windows);
     }
 
     /// Takes out the edges of the minutes that ended by a time, to keep them.
     pub fn take_edges(&mut self, until: u64) -> Vec<EdgeRow> {
         let names = &self.names;
-        let minutes = self.windows.edges.extract_if(|(minute, ..), _| u64::from(*minute + 1) * MINUTE <= until);
-        minutes
+        let over = self.windows.edges.extract_if(|(minute, ..), _| u64::from(*minute + 1) * MINUTE <= until);
+        let mut minutes: Vec<EdgeRow> = over
             .map(|((minute, from, to), cell)| EdgeRow {
                 start: u64::from(minute) * MINUTE,
                 width: MINUTE,
@@ -124,7 +130,15 @@ impl Observed {
                 callee: names.node(to).clone(),
                 cell,
             })
-            .collect()
+            .collect();
+        if minutes.len() > EDGES_KEPT_MAX {
+            minutes.sort_unstable_by(|a, b| {
+                b.cell.attempts.cmp(&a.cell.attempts).then_with(|| (&a.caller, &a.callee).cmp(&(&b.caller, &b.callee)))
+            });
+            self.windows.left_out += (minutes.len() - EDGES_KEPT_MAX) as u64;
+            minutes.truncate(EDGES_KEPT_MAX);
+        }
+        minutes
     }
 
     /// Caller and callee, wherever calls were seen.

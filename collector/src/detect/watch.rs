@@ -41,6 +41,8 @@ const KEPT: u32 = 720;
 const JUMP_MAX: u32 = 1440;
 /// After a restart an incident of the same origin is the same when its onset is reckoned this close to what it was (five minutes).
 const SAME_ONSET: u64 = 300 * SECOND;
+/// Ended incidents that wait for a disk with room.
+const UNKEPT_MAX: usize = 1000;
 /// Edges of a minute are kept so long after it has ended: most of what comes late has come.
 const EDGES_WAIT: u64 = 60 * SECOND;
 /// Told changes of the last half hour that are looked at.
@@ -66,6 +68,8 @@ struct Shared {
     stop: AtomicBool,
     /// Batches that were not looked at because too many waited.
     missed: AtomicU64,
+    /// Odd while edges are on their way from memory to the store, when they are in neither.
+    moving: AtomicU64,
 }
 
 /// Where batches go in.
@@ -92,6 +96,11 @@ impl Inlet {
             drop(waiting);
             shared.arrived.notify_one();
         })))
+    }
+
+    /// Does not watch, and only answers what is asked about the past.
+    pub fn idle(self, reader: Reader) -> Watch {
+        Watch { shared: self.shared, reader, thread: Mutex::new(None) }
     }
 
     /// Begins to watch; what the store holds of the last while is looked at first.
@@ -124,24 +133,25 @@ pub struct Watch {
 
 impl firstfall_dashboard::Insight for Watch {
     fn topology(&self, from: u64, to: u64) -> Result<Topology, Error> {
-        // Held while both are read, so that a minute is seen in one of them and never in both.
-        let observed = lock(&self.shared.observed);
-        Ok(describe::topology(&observed, self.reader.edges(from, to)?, from, to))
+        let (waiting, kept) = self.both(|observed| describe::waiting(observed, from, to), || self.reader.edges(from, to))?;
+        Ok(describe::topology(waiting, kept))
     }
 
     fn edge_points(&self, caller: &str, callee: &str, from: u64, to: u64) -> Result<Vec<(u64, u64, EdgeCell)>, Error> {
-        let observed = lock(&self.shared.observed);
-        self.reader.edge_points(caller, callee, from, to).map(|kept| {
-            let mut points: BTreeMap<u64, (u64, EdgeCell)> = kept.into_iter().map(|(at, width, cell)| (at, (width, cell))).collect();
+        let waiting = |observed: &Observed| {
             let names = &observed.names;
-            for ((minute, one, other), cell) in &observed.windows.edges {
-                let at = u64::from(*minute) * MINUTE;
-                if at + MINUTE > from && at < to && names.node(*one).id() == caller && names.node(*other).id() == callee {
-                    points.entry(at).or_insert_with(|| (MINUTE, EdgeCell::default())).1.merge(cell);
-                }
-            }
-            points.into_iter().map(|(at, (width, cell))| (at, width, cell)).collect()
-        })
+            let wanted = |minute: u32| u64::from(minute) * MINUTE < to && u64::from(minute + 1) * MINUTE > from;
+            let of_edge = observed.windows.edges.iter().filter(|((minute, one, other), _)| {
+                wanted(*minute) && names.node(*one).id() == caller && names.node(*other).id() == callee
+            });
+            of_edge.map(|((minute, ..), cell)| (u64::from(*minute) * MINUTE, cell.clone())).collect::<Vec<_>>()
+        };
+        let (waiting, kept) = self.both(waiting, || self.reader.edge_points(caller, callee, from, to))?;
+        let mut points: BTreeMap<u64, (u64, EdgeCell)> = kept.into_iter().map(|(at, width, cell)| (at, (width, cell))).collect();
+        for (at, cell) in waiting {
+            points.entry(at).or_insert_with(|| (MINUTE, EdgeCell::default())).1.merge(&cell);
+        }
+        Ok(points.into_iter().map(|(at, (width, cell))| (at, width, cell)).collect())
     }
 
     fn changes(&self, from: u64, to: u64) -> Vec<Change> {
@@ -173,6 +183,22 @@ impl firstfall_dashboard::Insight for Watch {
 }
 
 impl Watch {
+    /// What is in memory and what is in the store, so that a minute of edges is in one of them and never in both; detection is not held up by
+    /// the reading. Edges move once a minute, so the second try is the last in practice.
+    fn both<A, B>(&self, memory: impl Fn(&Observed) -> A, store: impl Fn() -> Result<B, Error>) -> Result<(A, B), Error> {
+        const TRIES: u32 = 200;
+        let mut tries = 0;
+        loop {
+            let before = self.shared.moving.load(Ordering::Acquire);
+            let found = (memory(&lock(&self.shared.observed)), store()?);
+            tries += 1;
+            if (before.is_multiple_of(2) && self.shared.moving.load(Ordering::Acquire) == before) || tries > TRIES {
+                return Ok(found);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.arrived.notify_all();
@@ -200,6 +226,8 @@ struct Watcher {
     traces: HashMap<String, Vec<String>>,
     /// Changes up to this time are kept.
     changes_until: u64,
+    /// Incidents that have ended and could not be kept.
+    unkept: Vec<(noun::Incident, u64)>,
     /// Edges up to this time are kept.
     edges_until: u64,
     /// While history is walked through nothing is kept or told: it was, at its time.
@@ -227,6 +255,7 @@ impl Watcher {
             traces: HashMap::new(),
             changes_until: 0,
             edges_until: 0,
+            unkept: Vec::new(),
             remembering: false,
             next: None,
             watermark: 0,
@@ -304,6 +333,7 @@ impl Watcher {
         for incident in known.iter().filter(|i| i.closed_at.is_none() && i.onset > oldest) {
             from = from.min(incident.onset.saturating_sub(BASELINE));
         }
+        let mut whole = true;
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
             let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
                 let mut observed = lock(&self.shared.observed);
@@ -314,30 +344,40 @@ impl Watcher {
             });
             if let Err(error) = result {
                 tracing::warn!(%error, "detection begins without all of its history");
+                whole = false;
             }
         }
         self.next = Some((from / WINDOW) as WindowNo);
         self.remembering = true;
         self.advance();
         self.remembering = false;
-        self.take_over(&known, newest);
+        // What history tells of was kept in its time.
+        self.changes_until = newest.saturating_sub(SETTLED_AFTER);
+        // Stopped on the way, it knows nothing; the next start does.
+        if !self.shared.stop.load(Ordering::Acquire) {
+            self.take_over(&known, newest, whole);
+        }
     }
 
-    /// Matches what was found in the history with what was known before the restart.
-    fn take_over(&mut self, known: &[noun::Incident], newest: u64) {
+    /// Matches what was found in the history with what was known before the restart: by id, and what is left by its origin and onset. With a part of
+    /// the history only, what is not found again may still be open, and stays so.
+    fn take_over(&mut self, known: &[noun::Incident], newest: u64, whole: bool) {
         let mut describe = Vec::new();
-        let mut again: Vec<&str> = Vec::new();
         let observed = lock(&self.shared.observed);
+        let mut again: Vec<&str> =
+            known.iter().map(|k| k.id.as_str()).filter(|id| self.incidents.all.iter().any(|i| i.id == **id)).collect();
         for incident in &mut self.incidents.all {
             let origin = incident.candidates.first().map(|c| observed.names.node(c.node).id()).unwrap_or_default();
-            let same = |k: &&noun::Incident| {
-                k.id == incident.id
-                    || (k.origin_node() == origin && k.onset.abs_diff(incident.onset) < SAME_ONSET && !again.contains(&k.id.as_str()))
+            let alike = |k: &&noun::Incident| {
+                k.origin_node() == origin && k.onset.abs_diff(incident.onset) < SAME_ONSET && !again.contains(&k.id.as_str())
             };
-            if let Some(found) = known.iter().find(same) {
+            let same = known.iter().find(|k| k.id == incident.id);
+            if let Some(found) = same.or_else(|| known.iter().find(alike)) {
                 incident.id.clone_from(&found.id);
                 incident.onset = found.onset;
-                again.push(&found.id);
+                if same.is_none() {
+                    again.push(&found.id);
+                }
                 if found.closed_at.is_some() && !incident.is_open() {
                     continue;
                 }
@@ -347,7 +387,7 @@ impl Watcher {
         }
         drop(observed);
         // What was open, and is not found again, has ended while nobody looked.
-        for incident in known.iter().filter(|i| i.closed_at.is_none() && !again.contains(&i.id.as_str())) {
+        for incident in known.iter().filter(|i| whole && i.closed_at.is_none() && !again.contains(&i.id.as_str())) {
             let ended = noun::Incident { closed_at: Some(newest.max(incident.onset)), ..incident.clone() };
             describe.push((ended, newest));
         }
@@ -369,7 +409,13 @@ impl Watcher {
         }
         let now = now();
         match self.reader.keep_incident(&mut incident, at, now, |incident, told| self.outbox.tell(incident, told, at, now)) {
-            Err(error) => tracing::warn!(%error, incident = incident.id, "cannot keep an incident"),
+            Err(error) => {
+                tracing::warn!(%error, incident = incident.id, "cannot keep an incident; it is tried again");
+                // An open one is described anew with the next window; one that has ended is not.
+                if incident.closed_at.is_some() && self.unkept.len() < UNKEPT_MAX {
+                    self.unkept.push((incident, at));
+                }
+            }
             Ok(notices) => {
                 for notice in &notices {
                     tracing::info!(
@@ -415,6 +461,9 @@ impl Watcher {
     /// Judges every window that is complete by now.
     fn advance(&mut self) {
         while let Some((incidents, window)) = self.judge_next() {
+            for (incident, at) in std::mem::take(&mut self.unkept) {
+                self.keep(incident, at);
+            }
             for incident in incidents {
                 self.keep(incident, u64::from(window + 1) * WINDOW);
             }
@@ -430,15 +479,19 @@ impl Watcher {
             return;
         }
         self.edges_until = until;
-        let mut observed = lock(&self.shared.observed);
-        let minutes = observed.take_edges(until);
+        self.shared.moving.fetch_add(1, Ordering::AcqRel);
+        let minutes = lock(&self.shared.observed).take_edges(until);
         if let Err(error) = self.reader.keep_edges(&minutes, until) {
             tracing::warn!(%error, "edges cannot be kept; the map has a gap");
         }
+        self.shared.moving.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Keeps what has changed, once it is settled what it was, and learns what somebody told.
     fn keep_changes(&mut self, now: u64) {
+        if self.remembering {
+            return;
+        }
         let until = now.saturating_sub(SETTLED_AFTER);
         let from = if self.changes_until == 0 { until.saturating_sub(BASELINE) } else { self.changes_until };
         if until <= from {

@@ -147,6 +147,8 @@ const METRICS_MAX: usize = 100_000;
 const COUNTERS_MAX: usize = 256;
 /// Edges of minutes that wait to be kept: three minutes of ten thousand, and room for what comes late.
 const EDGES_MAX: usize = 50_000;
+/// How far ahead of the rest a call may end and be on the map.
+const EDGES_AHEAD: u64 = 10 * MINUTE;
 const TOLD_EDGES_MAX: usize = 20_000;
 /// Series of points and edges of which nothing came for so long (a day) are forgotten.
 const POINTS_FORGOTTEN: u64 = 86_400 * 1_000_000_000;
@@ -163,6 +165,8 @@ pub struct Windows {
     pub left_out: u64,
     /// Calls by the minute in which they ended, until they are kept.
     pub edges: HashMap<(u32, NodeId, NodeId), EdgeCell>,
+    /// Up to when traces are settled.
+    pub now: u64,
     /// Edges of earlier minutes were kept before a restart; what history tells of them again is not counted twice.
     pub edges_from: u32,
     /// How many traces each one stands for, while only some are looked at.
@@ -203,6 +207,11 @@ impl Windows {
     fn edge_at(&mut self, from: NodeId, to: NodeId, time: u64) -> Option<&mut EdgeCell> {
         let key = ((time / MINUTE) as u32, from, to);
         if key.0 < self.edges_from {
+            return None;
+        }
+        // A clock that is hours ahead must not fill the room with minutes that are long to come.
+        if self.now > 0 && time > self.now.saturating_add(EDGES_AHEAD) {
+            self.left_out += 1;
             return None;
         }
         if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {

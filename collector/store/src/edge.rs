@@ -268,34 +268,43 @@ impl Reader {
     pub fn tidy_edges(&self, now: Nanos) -> Result<usize, Error> {
         let Some(edges) = &self.shared.edges else { return Ok(0) };
         let oldest = now.saturating_sub(self.shared.options.retention_rollups.as_nanos() as Nanos);
-        edges.with(|connection| {
-            let mut gone = connection.execute("DELETE FROM edges WHERE start < ?1", [clamp(oldest)])?;
-            for _ in 0..HOURS_AT_ONCE {
-                let first: Option<i64> = connection
-                    .prepare_cached("SELECT min(start) FROM edges WHERE width = ?1 AND start < ?2")?
-                    .query_row(params![clamp(MINUTE), clamp(now.saturating_sub(FINE_FOR) / HOUR * HOUR)], |row| row.get(0))?;
-                let Some(first) = first else { break };
-                let hour = first as u64 / HOUR * HOUR;
-                let transaction = connection.unchecked_transaction()?;
-                let mut sums: HashMap<(i64, i64), CellSum> = HashMap::new();
-                {
-                    let mut statement = transaction
-                        .prepare_cached(&format!("SELECT caller, callee, {CELL} FROM edges WHERE start >= ?1 AND start < ?2"))?;
-                    let mut rows = statement.query(params![clamp(hour), clamp(hour + HOUR)])?;
-                    while let Some(row) = rows.next()? {
-                        sums.entry((row.get(0)?, row.get(1)?)).or_default().add(&cell(row, 2)?);
-                    }
-                }
-                gone +=
-                    transaction.execute("DELETE FROM edges WHERE start >= ?1 AND start < ?2", params![clamp(hour), clamp(hour + HOUR)])?;
-                for ((caller, callee), sum) in sums {
-                    insert(&transaction, hour, HOUR, caller, callee, &sum.finish())?;
-                }
-                transaction.commit()?;
+        let mut gone = edges.with(|connection| connection.execute("DELETE FROM edges WHERE start < ?1", [clamp(oldest)]))?;
+        let fine = now.saturating_sub(FINE_FOR) / HOUR * HOUR;
+        // The writer of new minutes, and pages, come in between.
+        for _ in 0..HOURS_AT_ONCE {
+            match edges.with(|connection| coarsen_an_hour(connection, fine))? {
+                Some(rows) => gone += rows,
+                None => break,
             }
-            Ok(gone)
-        })
+        }
+        Ok(gone)
     }
+}
+
+/// Puts the minutes of the oldest hour before `fine` together; how many rows went, or `None` when there is no such hour.
+fn coarsen_an_hour(connection: &Connection, fine: Nanos) -> rusqlite::Result<Option<usize>> {
+    let first: Option<i64> = connection
+        .prepare_cached("SELECT min(start) FROM edges WHERE width = ?1 AND start < ?2")?
+        .query_row(params![clamp(MINUTE), clamp(fine)], |row| row.get(0))?;
+    let Some(first) = first else { return Ok(None) };
+    let hour = first as u64 / HOUR * HOUR;
+    let range = params![clamp(hour), clamp(hour + HOUR)];
+    let transaction = connection.unchecked_transaction()?;
+    let mut sums: HashMap<(i64, i64), CellSum> = HashMap::new();
+    {
+        let mut statement =
+            transaction.prepare_cached(&format!("SELECT caller, callee, {CELL} FROM edges WHERE start >= ?1 AND start < ?2"))?;
+        let mut rows = statement.query(range)?;
+        while let Some(row) = rows.next()? {
+            sums.entry((row.get(0)?, row.get(1)?)).or_default().add(&cell(row, 2)?);
+        }
+    }
+    let gone = transaction.execute("DELETE FROM edges WHERE start >= ?1 AND start < ?2", range)?;
+    for ((caller, callee), sum) in sums {
+        insert(&transaction, hour, HOUR, caller, callee, &sum.finish())?;
+    }
+    transaction.commit()?;
+    Ok(Some(gone))
 }
 
 fn node(connection: &Connection, id: i64) -> rusqlite::Result<Node> {

@@ -101,6 +101,12 @@ impl Histogram {
         self.buckets.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
+    /// How many values lie above one, as far as buckets tell (off by 0.8 % of the value).
+    pub fn count_above(&self, ns: u64) -> u64 {
+        let limit = bucket_of(ns);
+        self.buckets.iter().filter(|(bucket, _)| *bucket > limit).map(|(_, count)| u64::from(*count)).sum()
+    }
+
     /// The value at or below which the share `q` of all values lies, in milliseconds, off by at most 0.8 %.
     pub fn quantile_ms(&self, q: f64) -> Option<f64> {
         let rank = (q * self.count() as f64).ceil().max(1.0) as u64;

@@ -119,7 +119,9 @@ pub async fn topology_of(app: &App, query: &Query, range: Range) -> Result<Topol
     for node in &mut topology.nodes {
         let state = match own.get(&(node.name.as_str(), node.namespace.as_str(), node.environment.as_str())) {
             Some(judged) if node.kind == "service" => judged.health,
-            _ => called.get(node.id.as_str()).map_or(Health::Unknown, |(errors, calls)| of_share(*errors, *calls, "calls").0),
+            _ => called
+                .get(node.id.as_str())
+                .map_or(Health::Unknown, |(errors, calls)| of_share(*errors, *calls, "calls", app.objectives.of(&node.name)).0),
         };
         // What an open incident names is not well, whatever the average says.
         let state = if open.iter().any(|incident| incident.origin_node() == node.id) { Health::Failing } else { state };

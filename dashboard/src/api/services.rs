@@ -27,12 +27,13 @@ pub struct Judged {
 /// All services of the range with their states, in the order of their names.
 pub async fn judged(app: &App, question: ServiceQuestion, range: Range) -> Result<Vec<Judged>, ApiError> {
     let question = ServiceQuestion { recent_from: (range.to.saturating_sub(RECENT) / MINUTE * MINUTE).max(range.from), ..question };
+    let objectives = app.objectives.clone();
     ask(app, move |reader, budget| {
         let services = reader.services(&question, budget)?;
         Ok(services
             .into_iter()
             .map(|summary| {
-                let (health, reason) = judge(&summary, range.to);
+                let (health, reason) = judge(&summary, range.to, objectives.of(&summary.service.name));
                 Judged { summary, health, reason }
             })
             .collect())

@@ -68,7 +68,7 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
         }
         _ => Vec::new(),
     };
-    let (state, reason) = of_share(edge.errors, edge.calls, "calls");
+    let (state, reason) = of_share(edge.errors, edge.calls, "calls", app.objectives.of(&to.name));
     let ms = |value: Option<f64>| value.map_or("–".to_owned(), |ms| times::span_of((ms * 1e6) as u64));
     let [p50, p95, p99] = edge.quantiles_ms;
     let attempts = edge.attempts as f64 / edge.calls.max(1) as f64;

@@ -65,7 +65,7 @@ pub async fn show(State(app): State<App>, Path(wanted): Path<String>, query: Que
         name: node.name.clone(),
         kind: node.kind.clone(),
         state: node.status.clone(),
-        reason: of_share(errors, calls, "calls to it").1,
+        reason: of_share(errors, calls, "calls to it", app.objectives.of(&node.name)).1,
         callers,
         callees,
         incidents: incident_cards(&own, range.to),

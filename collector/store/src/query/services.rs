@@ -34,8 +34,8 @@ pub struct ServiceSummary {
     pub service: Service,
     /// Requests of the service: its SERVER spans and processing CONSUMER spans; root spans where it has neither.
     pub requests: Cell,
-    /// Calls and errors of them since `recent_from`.
-    pub recent: (u64, u64),
+    /// Those of them since `recent_from`.
+    pub recent: Cell,
     /// What the requests are: true when roots stand in for them.
     pub by_roots: bool,
     /// All spans and log records, requests or not.
@@ -85,7 +85,7 @@ impl Reader {
     pub fn services(&self, question: &ServiceQuestion, budget: &Budget) -> Result<Vec<ServiceSummary>, Error> {
         struct Draft {
             by_class: [CellSum; 3],
-            recent: [(u64, u64); 3],
+            recent: [CellSum; 3],
             points: [BTreeMap<u64, Cell>; 2],
             instances: Vec<Instance>,
             last_seen: u64,
@@ -119,8 +119,7 @@ impl Reader {
                     let class = usize::from(kind.min(ITEMS));
                     draft.by_class[class].add(cell);
                     if window >= question.recent_from {
-                        draft.recent[class].0 += cell.calls;
-                        draft.recent[class].1 += cell.errors;
+                        draft.recent[class].add(cell);
                     }
                     if step > 0 && kind < ITEMS {
                         draft.points[usize::from(kind)].entry(window / step * step).or_default().merge(cell);
@@ -152,7 +151,7 @@ impl Reader {
                 ServiceSummary {
                     service,
                     requests: if by_roots { roots.finish() } else { requests.finish() },
-                    recent: draft.recent[usize::from(if by_roots { ROOTS } else { REQUESTS })],
+                    recent: draft.recent[usize::from(if by_roots { ROOTS } else { REQUESTS })].finish(),
                     by_roots,
                     items,
                     points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),
