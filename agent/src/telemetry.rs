@@ -276,6 +276,8 @@ mod tests {
 
     #[test]
     fn shutdown_is_bounded_when_nobody_listens() {
+        // Built together with the collector, reqwest has TLS without a provider of its own.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"); // accepts, never answers
         let address = listener.local_addr().expect("bound");
         let telemetry = Agent::new("t").endpoint(&format!("http://{address}")).init().expect("set up");

@@ -458,6 +458,9 @@ mod tests {
         }
         check(None, 0, "again");
         check(None, DELIVERY_AGE_MAX, "failed");
+        // "Retry-After: 0" is no invitation to a hot loop.
+        let eager = Sent { attempt: Attempt { status: Some(503), ..Attempt::default() }, transient: true, retry_after: Some(0) };
+        assert!(matches!(outcome(&eager, &delivery), Outcome::Again { at, .. } if at >= PAUSE_FIRST / 2));
     }
 
     #[test]
