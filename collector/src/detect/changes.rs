@@ -39,6 +39,14 @@ impl Heard {
     }
 }
 
+/// Instances of a node that came and went together, each with its time, and how many there were with those.
+struct Turn {
+    node: NodeId,
+    births: Vec<(TextId, u64)>,
+    deaths: Vec<(TextId, u64)>,
+    count: usize,
+}
+
 /// What there is to know of changes.
 #[derive(Default)]
 pub struct Changes {
@@ -162,7 +170,7 @@ impl Changes {
                 }
             }
         }
-        for (node, births, deaths, count) in self.turns(known, now) {
+        for Turn { node, births, deaths, count } in self.turns(known, now) {
             let Some(time) = births.iter().chain(&deaths).map(|(_, time)| *time).min() else { continue };
             if deployed.get(&node).is_some_and(|times| times.iter().any(|at| at.abs_diff(time) < TOGETHER)) {
                 continue;
@@ -190,9 +198,8 @@ impl Changes {
         changes
     }
 
-    /// Instances that came and went together: node, births, deaths, and how many there were with those.
-    #[allow(clippy::type_complexity, reason = "read once, just above")]
-    fn turns(&self, known: u64, now: u64) -> Vec<(NodeId, Vec<(TextId, u64)>, Vec<(TextId, u64)>, usize)> {
+    /// The turns of all nodes, in their order.
+    fn turns(&self, known: u64, now: u64) -> Vec<Turn> {
         let mut turns = Vec::new();
         for (node, instances) in by_node(&self.instances) {
             let newest = instances.iter().map(|(_, h)| h.last).max().unwrap_or(0);
@@ -217,10 +224,10 @@ impl Changes {
                 let side = |birth: bool| turn.iter().filter(|(_, b, _)| *b == birth).map(|(time, _, id)| (*id, *time)).collect::<Vec<_>>();
                 let last = turn.last().map_or(*start, |(time, ..)| *time);
                 let count = instances.iter().filter(|(_, h)| h.first <= last && h.last >= *start).count();
-                turns.push((node, side(true), side(false), count));
+                turns.push(Turn { node, births: side(true), deaths: side(false), count });
             }
         }
-        turns.sort_unstable_by_key(|(node, ..)| *node);
+        turns.sort_by_key(|turn| turn.node);
         turns
     }
 }
