@@ -189,7 +189,7 @@ fn secrets_are_not_kept_and_are_counted() {
     let start = now();
     let mut one = span("5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "login", start);
     one["attributes"] = json!([
-        secret("http.request.header.authorization"), secret("db.password"), {"key": "pin.token", "value": {"intValue": "4711"}},
+        secret("http.request.header.authorization"), secret("db.password"), {"key": "pin.token", "value": {"intValue": "471100471100"}},
         {"key": "headers", "value": {"kvlistValue": {"values": [secret("Set-Cookie"), {"key": "accept", "value": {"stringValue": "*"}}]}}},
         {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "12"}},
     ]);
@@ -207,7 +207,7 @@ fn secrets_are_not_kept_and_are_counted() {
     assert_eq!(attributes["headers"], json!({"Set-Cookie": "[redacted]", "accept": "*"}));
     assert_eq!(attributes["gen_ai.usage.input_tokens"], json!(12));
     let all = format!("{trace}{}", server.api("/api/v1/logs"));
-    assert!(!all.contains("hunter2") && !all.contains("4711"), "{all}");
+    assert!(!all.contains("hunter2") && !all.contains("471100471100"), "{all}");
     let cut = &server.api("/api/v1/stats")["cut"];
     assert_eq!((&cut["spans"]["redacted"], &cut["logs"]["redacted"]), (&json!(6), &json!(1)), "{cut}");
     assert_eq!(server.terminate(), Some(0));
