@@ -18,7 +18,7 @@ pub enum Command {
     Serve(ServeOptions),
     /// A collector, a small shop of real services, load, and faults that come and go
     Demo(DemoOptions),
-    /// Ask the store in SQL: tables spans, logs, points, services, operations, rollups
+    /// Ask the store in SQL: tables spans, logs, points, services, operations, rollups, edges, incidents, changes
     Sql(SqlOptions),
     /// Check a configuration file and the environment, and print every setting with its meaning
     CheckConfig { file: Option<PathBuf> },

@@ -108,6 +108,7 @@ impl SelfMetrics {
             "Traces counted before all of them can have come, because too many waited.",
             plain(overlooked.traces),
         );
+        metric("firstfall_detection_clocks_corrected", "gauge", "Services whose clocks are wrong by seconds.", plain(overlooked.clocks));
         let deliveries = reader.delivery_counts().unwrap_or_default();
         metric(
             "firstfall_deliveries",

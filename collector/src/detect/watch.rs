@@ -112,7 +112,7 @@ impl Inlet {
     }
 }
 
-/// What detection did not look at, since start.
+/// What detection did not look at, since start, and what it had to correct.
 pub struct Overlooked {
     /// Batches that came while too many waited.
     pub batches: u64,
@@ -122,6 +122,8 @@ pub struct Overlooked {
     pub subjects: u64,
     /// Traces that were counted before all of them can have come.
     pub traces: u64,
+    /// Services whose clocks are wrong by seconds, and corrected.
+    pub clocks: u64,
 }
 
 /// A running detection.
@@ -213,7 +215,13 @@ impl Watch {
     pub fn overlooked(&self) -> Overlooked {
         let observed = lock(&self.shared.observed);
         let (subjects, traces) = observed.left_out();
-        Overlooked { batches: self.shared.missed.load(Ordering::Relaxed), one_trace_in: 1 << observed.thinning.0, subjects, traces }
+        Overlooked {
+            batches: self.shared.missed.load(Ordering::Relaxed),
+            one_trace_in: 1 << observed.thinning.0,
+            subjects,
+            traces,
+            clocks: observed.clocks_corrected() as u64,
+        }
     }
 }
 

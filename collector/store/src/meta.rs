@@ -1,5 +1,5 @@
 //! `meta.db`: what is not telemetry. Its schema is the numbered files of `migrations/`, applied in order, each in a transaction;
-//! `PRAGMA user_version` says how many were.
+//! `PRAGMA user_version` says how many were. `edges.db` is opened the same way, with a step of its own (`edge.rs`).
 
 use crate::Error;
 use crate::partition::lock;

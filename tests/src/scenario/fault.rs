@@ -133,7 +133,7 @@ impl Fault {
         }
     }
 
-    pub fn slower(&self, part: usize, _instance: usize, time: u64) -> f64 {
+    pub fn slower(&self, part: usize, time: u64) -> f64 {
         match self.on(time) {
             Some(What::Hog | What::Surge) if part == self.at => self.factor,
             Some(What::RetryStorm) if part == self.at => 2.0,
@@ -159,8 +159,7 @@ impl Fault {
         if (from, to) == (self.from, self.at) && self.on(time) == Some(What::NetworkLoss) { self.share } else { 0.0 }
     }
 
-    pub fn timeout(&self, from: usize, to: usize, time: u64) -> Option<u64> {
-        let _ = from;
+    pub fn timeout(&self, to: usize, time: u64) -> Option<u64> {
         (to == self.at && self.on(time) == Some(What::TimeoutInversion)).then_some(250 * MS)
     }
 

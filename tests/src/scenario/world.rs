@@ -183,7 +183,7 @@ impl World {
         let here = Here { part, instance, span: self.id(), depth };
         let span = here.span;
         let own = self.parts[part].own;
-        let own = (self.around(own) as f64 * walk.fault.slower(part, instance, start)) as u64 + walk.fault.added(part, start);
+        let own = (self.around(own) as f64 * walk.fault.slower(part, start)) as u64 + walk.fault.added(part, start);
         let mut at = start + own / 2;
         let mut failed = false;
         let fails_by_itself = {
@@ -257,7 +257,7 @@ impl World {
         let Here { part: from, instance, span: parent, depth } = here;
         let span = self.id();
         let to = self.parts[link.to].clone();
-        let timeout = walk.fault.timeout(from, link.to, at).unwrap_or(link.timeout);
+        let timeout = walk.fault.timeout(link.to, at).unwrap_or(link.timeout);
         let refused = walk.fault.dead(link.to, at);
         let lost = {
             let share = walk.fault.lost(from, link.to, at);
@@ -280,7 +280,7 @@ impl World {
                     Ended { at: inner.at + 300_000, failed: inner.failed }
                 }
                 Kind::Database | Kind::Cache => {
-                    let took = (self.around(to.own) as f64 * walk.fault.slower(link.to, 0, at)) as u64 + walk.fault.added(link.to, at);
+                    let took = (self.around(to.own) as f64 * walk.fault.slower(link.to, at)) as u64 + walk.fault.added(link.to, at);
                     let failing = walk.fault.failing(link.to, 0, 0, at);
                     Ended { at: at + took, failed: self.chance(failing) }
                 }
