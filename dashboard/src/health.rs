@@ -65,15 +65,45 @@ const SLOW_SHARE: f64 = 0.05;
 /// With fewer requests nothing is claimed, good or bad.
 const REQUESTS_TO_KNOW: u64 = 20;
 /// A service that had requests and says nothing for this long is silent.
-const SILENT_AFTER: u64 = 120 * 1_000_000_000;
+pub const SILENT_AFTER: u64 = 120 * 1_000_000_000;
+
+/// What others say of a service that is not heard.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Absence {
+    /// Calls to it in the last minutes, and how many of them failed.
+    pub calls: u64,
+    pub failed: u64,
+    /// It was told, or seen, to be scaled down; when.
+    pub scaled_down: Option<u64>,
+}
+
+/// Whether what others say of it matters.
+pub fn is_quiet(service: &ServiceSummary, end: u64) -> bool {
+    end.saturating_sub(service.last_seen) > SILENT_AFTER
+}
+
+/// The state of a service that is not heard: gone, or with nothing to say.
+fn of_silence(service: &ServiceSummary, quiet: u64, absence: &Absence) -> (State, String) {
+    let since = format!("nothing heard for {}", crate::times::ago(quiet));
+    if absence.calls > 0 {
+        return (State::Silent, format!("{since}; {} of {} calls to it in the last minutes failed", absence.failed, absence.calls));
+    }
+    if let Some(at) = absence.scaled_down {
+        return (State::Idle, format!("{since}; it was scaled down at {}", crate::times::clock(at)));
+    }
+    if service.speaks_unasked {
+        return (State::Silent, format!("{since}, although it also speaks when nobody asks: it has ended, or cannot send"));
+    }
+    (State::Idle, format!("{since}; it speaks only when it is asked, and nobody asks"))
+}
 
 /// The state of a service at the end of a range, by its recent requests.
-pub fn judge(service: &ServiceSummary, end: u64, objective: Objective) -> (State, String) {
+pub fn judge(service: &ServiceSummary, end: u64, objective: Objective, absence: &Absence) -> (State, String) {
     let (calls, errors) = (service.recent.calls, service.recent.errors);
     let what = if service.by_roots { "root spans" } else { "requests" };
     let quiet = end.saturating_sub(service.last_seen);
-    if quiet > SILENT_AFTER {
-        return (State::Silent, format!("nothing heard for {}", crate::times::ago(quiet)));
+    if is_quiet(service, end) {
+        return of_silence(service, quiet, absence);
     }
     if calls == 0 {
         return (State::Idle, format!("alive, but no {what} in the last minutes"));
@@ -146,13 +176,14 @@ mod tests {
             points: Vec::new(),
             instances: Vec::new(),
             last_seen: end - seconds_quiet * 1_000_000_000,
+            speaks_unasked: true,
         }
     }
 
     const END: u64 = 1_000_000 * 1_000_000_000;
 
     fn check(calls: u64, errors: u64, seconds_quiet: u64) -> State {
-        judge(&summary(calls, errors, seconds_quiet, END), END, Objective::default()).0
+        judge(&summary(calls, errors, seconds_quiet, END), END, Objective::default(), &Absence::default()).0
     }
 
     #[test]
@@ -167,19 +198,27 @@ mod tests {
     fn silence_is_told_from_idleness() {
         assert_eq!(check(0, 0, 5), State::Idle);
         assert_eq!(check(100, 0, 600), State::Silent);
+        let asked_only = ServiceSummary { speaks_unasked: false, ..summary(100, 0, 600, END) };
+        let state = |absence: Absence| judge(&asked_only, END, Objective::default(), &absence);
+        assert_eq!(state(Absence::default()).0, State::Idle);
+        let (silent, reason) = state(Absence { calls: 30, failed: 29, scaled_down: Some(END) });
+        assert!(silent == State::Silent && reason.contains("29 of 30 calls to it in the last minutes failed"), "{reason}");
+        let away = Absence { scaled_down: Some(END), ..Absence::default() };
+        let gone = judge(&summary(100, 0, 600, END), END, Objective::default(), &away);
+        assert!(gone.0 == State::Idle && gone.1.contains("scaled down"), "{}", gone.1);
     }
 
     #[test]
     fn a_service_is_judged_by_what_is_asked_of_it() {
         let strict = Objective { errors: 0.001, latency_ns: None };
-        let (state, reason) = judge(&summary(10_000, 30, 1, END), END, strict);
+        let (state, reason) = judge(&summary(10_000, 30, 1, END), END, strict, &Absence::default());
         assert!(state == State::Degraded && reason.contains("3.0 times what may fail"), "{reason}");
         assert_eq!(check(10_000, 30, 1), State::Ok);
         // Of a thousand requests of 0 to 999 ms a tenth takes longer than 900 ms.
         let quick = Objective { latency_ns: Some(900_000_000), ..Objective::default() };
-        let (state, reason) = judge(&summary(1000, 0, 1, END), END, quick);
+        let (state, reason) = judge(&summary(1000, 0, 1, END), END, quick, &Absence::default());
         assert!(state == State::Degraded && reason.contains("took longer than 900 ms"), "{reason}");
         let slow = Objective { latency_ns: Some(980_000_000), ..Objective::default() };
-        assert_eq!(judge(&summary(1000, 0, 1, END), END, slow).0, State::Ok);
+        assert_eq!(judge(&summary(1000, 0, 1, END), END, slow, &Absence::default()).0, State::Ok);
     }
 }

@@ -22,6 +22,10 @@ pub struct Fault {
     pub database_slow: u64,
     /// inventory does not answer at all.
     pub inventory_dead: bool,
+    /// payments refuses so many of its calls with 429, in percent.
+    pub payments_refuses: u64,
+    /// orders gives up on payments after so long; 0: it waits.
+    pub orders_waits: u64,
     /// payments says that it is version 2 instead of 1.
     pub payments_new: bool,
 }
@@ -67,8 +71,18 @@ impl Shop {
         let order = pay_call + stock_call + self.around(3 * MS);
         let order_call = order + self.around(MS);
         let whole = order_call + self.around(2 * MS);
-        let pay_failed = self.random.draw() % 100 < fault.payments_fails;
-        let failed = pay_failed || fault.inventory_dead;
+        let draw = self.random.draw() % 100;
+        let pay_failed = draw < fault.payments_fails;
+        let refused = draw < fault.payments_refuses;
+        let given_up = fault.orders_waits > 0 && pay_call > fault.orders_waits;
+        let (waited, unpaid) = (if given_up { fault.orders_waits } else { pay_call }, pay_failed || given_up);
+        let failed = unpaid || refused || fault.inventory_dead;
+        let mut to_payments = address("payments.shop", 8082);
+        let mut at_payments = json!([]);
+        if refused {
+            let status = json!({"key": "http.response.status_code", "value": {"intValue": "429"}});
+            [&mut to_payments, &mut at_payments].into_iter().for_each(|list| list.as_array_mut().expect("a list").push(status.clone()));
+        }
         let mut spans = vec![
             span("gateway", "POST /buy", 2, (trace, ids[0], 0), (at, at + whole), failed, json!([])),
             span("gateway", "POST", 3, (trace, ids[1], ids[0]), (at + MS, at + MS + order_call), failed, address("orders.shop", 8080)),
@@ -87,9 +101,10 @@ impl Shop {
                 "POST",
                 3,
                 (trace, ids[5], ids[2]),
-                (at + 3 * MS + stock_call, at + 3 * MS + stock_call + pay_call),
-                pay_failed,
-                address("payments.shop", 8082),
+                (at + 3 * MS + stock_call, at + 3 * MS + stock_call + waited),
+                // Clients mark a refusal as an error.
+                unpaid || refused,
+                to_payments,
             ),
             span(
                 "payments",
@@ -98,7 +113,7 @@ impl Shop {
                 (trace, ids[6], ids[5]),
                 (at + 3 * MS + stock_call, at + 3 * MS + stock_call + pay),
                 pay_failed,
-                json!([]),
+                at_payments,
             ),
             span(
                 "payments",

@@ -102,6 +102,33 @@ fn a_dead_service_is_named_although_only_its_callers_speak_and_makes_no_new_node
 }
 
 #[test]
+fn a_surge_of_refusals_is_told_as_such_where_it_begins_and_ordinary_refusals_are_not() {
+    let fault = |s: u64| Fault { payments_refuses: if minute(s) >= 8 { 60 } else { 2 }, ..Fault::default() };
+    let incidents = run(11, false, fault);
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    let incident = &incidents[0];
+    assert_eq!(incident.diagnosis.origins[0].service, "payments", "{}", incident.title);
+    assert!(incident.title.starts_with("payments refuses") && incident.title.contains("429 Too Many Requests"), "{}", incident.title);
+    let onset = (incident.onset - START) / 1_000_000_000;
+    assert!((470..=490).contains(&onset), "onset at {onset} s, the fault began at 480 s");
+}
+
+#[test]
+fn a_caller_that_does_not_wait_long_enough_is_told_and_so_is_silence() {
+    let slow = |s: u64| {
+        if minute(s) >= 8 { Fault { database_slow: 600 * MS, orders_waits: 300 * MS, ..Fault::default() } } else { Fault::default() }
+    };
+    let incidents = run(11, false, slow);
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    let trigger = incidents[0].trigger.as_deref().unwrap_or_default();
+    assert!(trigger.starts_with("orders gives up before payments answers"), "{trigger}");
+
+    let dead = run(11, false, |s| Fault { inventory_dead: minute(s) >= 8, ..Fault::default() });
+    let reasons = &dead[0].diagnosis.origins[0].reasons;
+    assert!(reasons.iter().any(|r| r.starts_with("nothing has been heard from it since")), "{reasons:?}");
+}
+
+#[test]
 fn failures_in_the_first_minute_are_found_by_the_objective() {
     let incidents = run(3, false, |s| Fault { payments_fails: if s >= 30 { 30 } else { 0 }, ..Fault::default() });
     assert_eq!(incidents.len(), 1);

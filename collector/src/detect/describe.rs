@@ -30,6 +30,13 @@ const JUMP_WITHIN: WindowNo = 2;
 /// More attempts a call than this are worth a word: one call in ten is made twice.
 const ATTEMPTS: f64 = 1.1;
 
+/// Twice the attempts for each call, and twice those of before, are a storm.
+const STORM: f64 = 2.0;
+/// Half of the calls that fail were answered well, too late.
+const IMPATIENCE: f64 = 0.5;
+/// A service with traffic says something in each window; one and a half, as they end in different moments.
+const SILENT_AFTER: u64 = WINDOW + WINDOW / 2;
+
 /// In the sentence stands what requests suffer, if it does at least this part of the harm.
 const SAID_FIRST: f64 = 0.3;
 
@@ -56,7 +63,17 @@ fn clock(time: u64) -> String {
 /// The whole of a diagnosis. `before` and `after` are the windows that were compared.
 pub fn diagnosis(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> noun::Diagnosis {
     let names = &observed.names;
-    let origins = found.candidates.iter().take(ORIGINS_MAX).enumerate().map(|(at, candidate)| origin(names, at, candidate)).collect();
+    let origins = found
+        .candidates
+        .iter()
+        .take(ORIGINS_MAX)
+        .enumerate()
+        .map(|(at, candidate)| {
+            let mut origin = origin(names, at, candidate);
+            origin.reasons.extend(silence(observed, candidate.node, after));
+            origin
+        })
+        .collect();
     let symptoms = found.symptoms.iter().take(SYMPTOMS_MAX).map(|s| symptom(names, s)).collect();
     let rejected = found
         .candidates
@@ -93,7 +110,10 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
             _ => format!("{}: {}, at {}", change.service, change.words(), clock(change.time)),
         })
     });
-    let trigger = changed.or_else(|| more_traffic(observed, &before, incident.onset));
+    let trigger = changed
+        .or_else(|| more_traffic(observed, &before, incident.onset))
+        .or_else(|| impatience(observed, &after))
+        .or_else(|| retries(observed, &found, &before, &after));
     noun::Incident {
         id: incident.id.clone(),
         opened_at: incident.opened_at,
@@ -131,6 +151,42 @@ fn more_traffic(observed: &Observed, before: &Range<WindowNo>, onset: u64) -> Op
     let rate = |count: &u64| *count as f64 * 1e9 / WINDOW as f64;
     (*jump >= JUMP_COUNT && *jump as f64 > JUMP_FACTOR * *usual as f64)
         .then(|| format!("requests from outside rose to {:.1}/s, at most {:.1}/s before", rate(jump), rate(usual)))
+}
+
+/// That nothing more is heard of a service that spoke before.
+fn silence(observed: &Observed, node: NodeId, after: &Range<WindowNo>) -> Option<String> {
+    let last = observed.last_heard(node)?;
+    let quiet = (u64::from(after.end) * WINDOW).checked_sub(last)?;
+    (quiet > SILENT_AFTER).then(|| format!("nothing has been heard from it since {}", clock(last)))
+}
+
+/// Callers that do not wait for as long as the callee takes.
+fn impatience(observed: &Observed, after: &Range<WindowNo>) -> Option<String> {
+    let worst = observed.windows.series.iter().filter_map(|(subject, series)| {
+        let Subject::GivenUp { from, to } = *subject else { return None };
+        let answered = series.total(after.start, after.end);
+        let failed = observed.windows.get(&Subject::Call { from, to })?.total(after.start, after.end).errors;
+        (f64::from(answered.count) >= HURT_MIN && f64::from(answered.count) >= IMPATIENCE * f64::from(failed))
+            .then_some((answered, from, to))
+    });
+    let (answered, from, to) = worst.max_by_key(|(answered, from, to)| (answered.count, *from, *to))?;
+    let name = |node: NodeId| &observed.names.node(node).service.name;
+    let took = seconds(mean_ns(&answered) / 1e9);
+    Some(format!("{} gives up before {} answers, which it does well, after {took}: the time limit is too short", name(from), name(to)))
+}
+
+/// Calls that are made again and again, to the origin or to one that suffers by it.
+fn retries(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> Option<String> {
+    let sick: HashSet<NodeId> = found.candidates.iter().map(|c| c.node).collect();
+    let storm = observed.windows.series.keys().filter_map(|subject| {
+        let Subject::Retry { from, to } = *subject else { return None };
+        let now = attempts_per_call(observed, from, to, after).filter(|now| sick.contains(&to) && *now >= STORM)?;
+        let usual = attempts_per_call(observed, from, to, before).unwrap_or(1.0);
+        (now >= STORM * usual).then_some((now, usual, from, to))
+    });
+    let (now, usual, from, to) = storm.max_by(|a, b| a.0.total_cmp(&b.0).then((a.2, a.3).cmp(&(b.2, b.3))))?;
+    let name = |node: NodeId| &observed.names.node(node).service.name;
+    Some(format!("a retry storm: {} asks {} {now:.1} times for each call ({usual:.1} before)", name(from), name(to)))
 }
 
 /// How often a call is made until it is given up.
@@ -206,6 +262,7 @@ fn signal_name(signal: Signal) -> &'static str {
         Signal::OwnTime => "own_time",
         Signal::Wait => "wait",
         Signal::ErrorLogs => "error_logs",
+        Signal::Refusals => "refusals",
         Signal::Shape => "shape",
         Signal::Resource => "resource",
         Signal::MetricLatency => "metric_latency",
@@ -251,6 +308,13 @@ fn clause(names: &Names, s: &Symptom) -> String {
             format!("calls from {from} to {} wait {after} ({before} before)", names.node(s.node).service.name)
         }
         Signal::ErrorLogs => format!("logs {:.2} errors a second ({:.2} before)", s.after, s.before),
+        Signal::Refusals => {
+            let (before, after) = values(&percent);
+            match s.from {
+                Some(from) => format!("refuses {after} of {}'s {} ({before} before)", names.node(from).service.name, s.what),
+                None => format!("refuses {after} of {} ({before} before)", s.what),
+            }
+        }
         Signal::Shape => {
             let (before, after) = values(&percent);
             format!("{after} of its requests reach {} ({before} before)", s.what)
@@ -311,6 +375,11 @@ pub fn slow_since(series: &Series, before: &Range<WindowNo>, until: WindowNo) ->
 /// When calls began to fail. Where nothing is known of before, none did.
 pub fn failing_since(series: &Series, before: &Range<WindowNo>, until: WindowNo) -> Option<WindowNo> {
     onset_of(series, before, until, |c| f64::from(c.errors) / f64::from(c.count.max(1)), 0.02, Some(0.0))
+}
+
+/// When it began to happen, by how often it does.
+pub fn happening_since(series: &Series, before: &Range<WindowNo>, until: WindowNo) -> Option<WindowNo> {
+    onset_of(series, before, until, |c| f64::from(c.count), 1.0, Some(0.0))
 }
 
 /// When a series left its level: a cumulative sum over its windows, walked back to its last zero (Page 1954).

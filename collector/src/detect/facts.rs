@@ -27,8 +27,41 @@ pub struct SpanFact {
     pub ahead: i64,
     pub failed: bool,
     pub request: bool,
+    /// It was refused, which is no failure of who refuses.
+    pub refusal: Option<Refusal>,
     /// Whom it calls, by its attributes.
     pub peer: Option<NodeId>,
+}
+
+/// Answers that say no. Each alone is ordinary; a surge of one is a symptom: a certificate or token that ran out, rights that somebody took away,
+/// load that is shed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Refusal {
+    /// HTTP 401, gRPC UNAUTHENTICATED.
+    Unauthenticated,
+    /// HTTP 403, gRPC PERMISSION_DENIED.
+    Forbidden,
+    /// HTTP 429, gRPC RESOURCE_EXHAUSTED.
+    TooMany,
+}
+
+impl Refusal {
+    fn of(http_status: i64, grpc_status: i64) -> Option<Refusal> {
+        match (http_status, grpc_status) {
+            (401, _) | (_, 16) => Some(Refusal::Unauthenticated),
+            (403, _) | (_, 7) => Some(Refusal::Forbidden),
+            (429, _) | (_, 8) => Some(Refusal::TooMany),
+            _ => None,
+        }
+    }
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Refusal::Unauthenticated => "401 Unauthorized",
+            Refusal::Forbidden => "403 Forbidden",
+            Refusal::TooMany => "429 Too Many Requests",
+        }
+    }
 }
 
 impl SpanFact {
@@ -181,6 +214,7 @@ enum Says {
     Destination,
     RpcService,
     HttpStatus,
+    GrpcStatus,
 }
 
 fn says(key: &str) -> Says {
@@ -195,6 +229,7 @@ fn says(key: &str) -> Says {
         "messaging.destination.name" | "messaging.destination" => Says::Destination,
         "rpc.service" => Says::RpcService,
         "http.response.status_code" | "http.status_code" => Says::HttpStatus,
+        "rpc.response.status_code" | "rpc.grpc.status_code" => Says::GrpcStatus,
         _ => Says::Nothing,
     }
 }
@@ -212,19 +247,29 @@ struct Callee<'a> {
     destination: &'a str,
     rpc_service: &'a str,
     http_status: i64,
+    grpc_status: i64,
 }
 
 impl<'a> Callee<'a> {
     fn note(&mut self, says: Says, value: ValueRef<'a>) {
         let slot = match says {
             Says::Nothing => return,
-            Says::Port | Says::HttpStatus => {
+            Says::Port | Says::HttpStatus | Says::GrpcStatus => {
                 let number = match value {
                     ValueRef::Int(number) => number,
+                    // Later conventions write gRPC's codes as words.
+                    ValueRef::Str("PERMISSION_DENIED") => 7,
+                    ValueRef::Str("RESOURCE_EXHAUSTED") => 8,
+                    ValueRef::Str("UNAUTHENTICATED") => 16,
                     ValueRef::Str(text) => text.parse().unwrap_or(0),
                     _ => 0,
                 };
-                *(if says == Says::Port { &mut self.port } else { &mut self.http_status }) = number;
+                let slot = match says {
+                    Says::Port => &mut self.port,
+                    Says::HttpStatus => &mut self.http_status,
+                    _ => &mut self.grpc_status,
+                };
+                *slot = number;
                 return;
             }
             Says::PeerService => &mut self.peer_service,
@@ -309,6 +354,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
         .iter()
         .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
         .collect();
+    let with_status = roles.iter().any(|role| matches!(role, Says::HttpStatus | Says::GrpcStatus));
     let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
     facts.spans.reserve(batch.rows() >> thinning.0);
     for row in 0..batch.rows() {
@@ -316,8 +362,9 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
         let Some(trace) = batch.trace_id(row).filter(|trace| thinning.keeps(&trace.0)) else { continue };
         let mut peer = None;
         let mut failed = batch.marks[row] & marks::ERROR != 0;
-        if matches!(kind, CLIENT | PRODUCER | CONSUMER) {
-            let mut callee = Callee::default();
+        let mut callee = Callee::default();
+        let calls = matches!(kind, CLIENT | PRODUCER | CONSUMER);
+        if calls || (kind == SERVER && with_status) {
             let words = &batch.values[batch.values_start[row] as usize..];
             for (column, word) in batch.shape_of(row).iter().zip(words) {
                 let says = roles[*column as usize];
@@ -325,8 +372,12 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
                     callee.note(says, batch.value_of(batch.columns[*column as usize].kind, *word));
                 }
             }
+        }
+        let (http_status, grpc_status) = (std::mem::take(&mut callee.http_status), std::mem::take(&mut callee.grpc_status));
+        let refusal = Refusal::of(http_status, grpc_status);
+        if calls {
             // Clients mark 4xx as errors; it is no failure of the callee, and the caller says by itself whether it failed by it.
-            failed &= !(400..500).contains(&std::mem::take(&mut callee.http_status));
+            failed &= !(400..500).contains(&http_status) && refusal.is_none();
             peer = *callees.entry((node, callee)).or_insert_with_key(|(node, callee)| {
                 let environment = names.node(*node).service.environment.clone();
                 callee.node(&environment, names)
@@ -344,6 +395,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             ahead: 0,
             failed,
             request: batch.marks[row] & marks::REQUEST != 0,
+            refusal,
             peer: peer.filter(|peer| *peer != node),
         });
     }

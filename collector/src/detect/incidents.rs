@@ -3,11 +3,11 @@
 //!
 //! `step` is called once for each window, in order, when all of it can have arrived. It is a pure function of what was observed.
 
-use super::describe::{failing_since, slow_since};
+use super::describe::{failing_since, happening_since, slow_since};
 use super::judge::{Signal, Stretches, Symptom};
 use super::names::NodeId;
 use super::rank::Candidate;
-use super::windows::{Subject, WindowNo};
+use super::windows::{Event, Subject, WindowNo};
 use super::{Diagnosis, Observed};
 use firstfall_store::rollup::WINDOW;
 use std::ops::Range;
@@ -309,10 +309,18 @@ fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, wi
             (Subject::Request { node, .. }, Signal::Errors, None) => *node == symptom.node,
             _ => false,
         };
+        let refused = |subject: &Subject| match (subject, symptom.signal, symptom.from) {
+            (Subject::Reach { node, event: Event::IsRefused(_), .. }, Signal::Refusals, None) => *node == symptom.node,
+            (Subject::Reach { node, event: Event::IsRefusedBy(by, _), .. }, Signal::Refusals, Some(caller)) => {
+                *by == symptom.node && *node == caller
+            }
+            _ => false,
+        };
         let all = &observed.windows.series;
         let slow = all.iter().filter(|(subject, _)| timed(subject)).filter_map(|(_, series)| slow_since(series, &before, window + 1));
         let fails = all.iter().filter(|(subject, _)| failing(subject)).filter_map(|(_, series)| failing_since(series, &before, window + 1));
-        slow.chain(fails).min()
+        let refuses = all.iter().filter(|(subject, _)| refused(subject)).filter_map(|(_, s)| happening_since(s, &before, window + 1));
+        slow.chain(fails).chain(refuses).min()
     });
     u64::from(onset.unwrap_or(window.saturating_sub(RECENT + STEPS_TO_OPEN - 2))) * WINDOW
 }

@@ -260,12 +260,33 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
                     }
                 }
                 windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
+                let answered_later = |child: &&SpanFact| child.node == to && !child.failed && child.end > span.end;
+                if let (true, Some(answer)) = (span.failed && span.kind == CLIENT, tree.children(at).find(answered_later)) {
+                    let took = answer.end.saturating_sub(answer.start);
+                    windows.add(Subject::GivenUp { from: span.node, to }, span.end, &Cell::of(took, false));
+                }
                 if reach(top, Event::Calls(to)) {
                     let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Calls(to) };
                     windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
                 }
             }
             None => windows.add(Subject::Own { node: span.node, operation: span.operation }, span.end, &Cell::of(own, begins)),
+        }
+        match span.refusal {
+            Some(refusal) if top == at && span.kind == SERVER => {
+                let event = Event::IsRefused(refusal);
+                let subject = Subject::Reach { node: span.node, operation: span.operation, event };
+                windows.add(subject, span.end, &Cell { count: 1, ..Cell::default() });
+            }
+            // What a service refuses its own spans tell.
+            Some(refusal) if tree.children(at).all(|child| child.node == span.node) => {
+                let event = to.filter(|_| span.kind == CLIENT).map(|to| Event::IsRefusedBy(to, refusal));
+                if let Some(event) = event.filter(|event| reach(top, *event)) {
+                    let subject = Subject::Reach { node: request.node, operation: request.operation, event };
+                    windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+                }
+            }
+            _ => {}
         }
         if top == at {
             let duration = span.end.saturating_sub(span.start);
@@ -306,6 +327,7 @@ mod tests {
             ahead: 0,
             failed: false,
             request: false,
+            refusal: None,
             peer: None,
         }
     }

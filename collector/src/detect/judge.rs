@@ -19,6 +19,8 @@ pub enum Signal {
     Wait,
     /// ERROR records.
     ErrorLogs,
+    /// Requests are refused: 401, 403, 429.
+    Refusals,
     /// Requests reach other things than they did.
     Shape,
     /// A level such as CPU or memory.
@@ -344,7 +346,15 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     Event::Says(pattern) if !is_error(node, pattern) => 0.5,
                     _ => 1.0,
                 };
+                let (who, from, signal) = match event {
+                    Event::IsRefused(_) => (node, None, Signal::Refusals),
+                    Event::IsRefusedBy(by, _) => (by, Some(node), Signal::Refusals),
+                    _ => (node, None, Signal::Shape),
+                };
                 let what = match event {
+                    Event::IsRefused(refusal) | Event::IsRefusedBy(_, refusal) => {
+                        format!("{} with {}", names.text_of(operation), refusal.words())
+                    }
                     Event::Step(step) => format!("{} in {}", names.text_of(step), names.text_of(operation)),
                     Event::Calls(to) => format!("calls to {} in {}", names.node(to).service.name, names.text_of(operation)),
                     Event::Says(pattern) => format!("“{}” in {}", names.text_of(pattern), names.text_of(operation)),
@@ -354,12 +364,17 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     (total >= 3).then(|| f64::from(series.total(range.start, range.end).count) / f64::from(total))
                 });
                 let now = share1.0 / share1.1;
-                let unprecedented = now > highest(usual.iter().copied()) || -now > highest(usual.iter().map(|v| -v));
+                let risen = now > highest(usual.iter().copied());
+                let unprecedented = risen || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
+                // That fewer are refused harms nobody.
+                if signal == Signal::Refusals && share1.0 * share0.1 <= share0.0 * share1.1 {
+                    continue;
+                }
                 found.push(Symptom {
-                    node,
-                    from: None,
+                    node: who,
+                    from,
                     unprecedented,
-                    signal: Signal::Shape,
+                    signal,
                     what,
                     score: proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1)),
                     harm: weight * (share1.0 / share1.1 - share0.0 / share0.1).abs() * share1.1 / seconds,
@@ -369,7 +384,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                     n: (u64::from(total0.count), u64::from(total1.count)),
                 });
             }
-            Subject::Call { .. } | Subject::Retry { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
+            Subject::Call { .. } | Subject::Retry { .. } | Subject::GivenUp { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
         }
     }
     for (node, timed) in timings {

@@ -95,6 +95,11 @@ impl Observed {
         *newest = (*newest).max(time);
     }
 
+    /// The latest event time of what a node itself has sent.
+    pub fn last_heard(&self, node: NodeId) -> Option<u64> {
+        self.newest_of.get(&node).copied()
+    }
+
     /// What was left out because there were too many subjects, and traces that were counted before all of them can have come.
     pub fn left_out(&self) -> (u64, u64) {
         (self.windows.left_out, self.join.cut_short)

@@ -104,7 +104,7 @@ fn break_circles(candidates: &mut [Candidate]) {
     candidates.sort_unstable_by_key(|c| c.node);
     let by_itself = |c: &Candidate| {
         // Failures are counted where they begin; what is logged and where requests come by changes with those who fail below.
-        let own = c.evidence.iter().filter(|s| matches!(s.signal, Signal::Errors | Signal::OwnTime));
+        let own = c.evidence.iter().filter(|s| matches!(s.signal, Signal::Errors | Signal::OwnTime | Signal::Refusals));
         own.map(|s| s.harm).fold(0.0, f64::max)
     };
     for start in 0..candidates.len() {
@@ -142,7 +142,9 @@ impl Harm {
         for symptom in evidence {
             match symptom.signal {
                 Signal::OwnTime | Signal::Wait | Signal::MetricLatency => harm.slows += symptom.harm,
-                Signal::Errors | Signal::ErrorLogs | Signal::Shape | Signal::MetricErrors => harm.fails = harm.fails.max(symptom.harm),
+                Signal::Errors | Signal::ErrorLogs | Signal::Refusals | Signal::Shape | Signal::MetricErrors => {
+                    harm.fails = harm.fails.max(symptom.harm)
+                }
                 Signal::Resource => {}
             }
         }

@@ -1,7 +1,7 @@
 //! What happened in each window of ten seconds, by subject, as far back as a baseline reaches. Everything here is a sum, so the order in
 //! which facts arrive does not matter.
 
-use super::facts::{Measure, PointFact};
+use super::facts::{Measure, PointFact, Refusal};
 use super::names::{NodeId, TextId};
 use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::rollup::WINDOW;
@@ -36,6 +36,11 @@ pub enum Subject {
     },
     /// Those of them that were made again after a failure, and how many of these failed too.
     Retry {
+        from: NodeId,
+        to: NodeId,
+    },
+    /// Calls that the caller took for failed while the callee went on and answered well: how long the callee took.
+    GivenUp {
         from: NodeId,
         to: NodeId,
     },
@@ -74,6 +79,10 @@ pub enum Event {
     Step(TextId),
     Calls(NodeId),
     Says(TextId),
+    /// It is refused.
+    IsRefused(Refusal),
+    /// A node that sends no telemetry itself refuses what it asks of it.
+    IsRefusedBy(NodeId, Refusal),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

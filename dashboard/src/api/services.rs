@@ -5,14 +5,17 @@ use super::{latency, respond};
 use crate::App;
 use crate::ask::{Query, Range, ask};
 use crate::error::ApiError;
-use crate::health::{State as Health, judge};
-use crate::times;
+use crate::health::{Absence, SILENT_AFTER, State as Health, is_quiet, judge};
+use crate::{Insight, times};
 use axum::extract::{Path, State};
 use axum::response::Response;
 use firstfall_store::incident::{TopologyEdge, TopologyNode};
+use firstfall_store::node::{Node, NodeKind};
 use firstfall_store::query::{ServiceQuestion, ServiceSummary};
 use firstfall_store::sql::span_kind;
+use firstfall_store::{Error, Reader, Service};
 use serde_json::{Value as Json, json};
+use std::collections::HashMap;
 
 /// A service's health rests on the last five minutes of the range.
 const RECENT: u64 = 300 * 1_000_000_000;
@@ -27,18 +30,62 @@ pub struct Judged {
 /// All services of the range with their states, in the order of their names.
 pub async fn judged(app: &App, question: ServiceQuestion, range: Range) -> Result<Vec<Judged>, ApiError> {
     let question = ServiceQuestion { recent_from: (range.to.saturating_sub(RECENT) / MINUTE * MINUTE).max(range.from), ..question };
-    let objectives = app.objectives.clone();
+    let (objectives, insight) = (app.objectives.clone(), app.insight.clone());
     ask(app, move |reader, budget| {
         let services = reader.services(&question, budget)?;
+        let quiet = services.iter().filter(|summary| is_quiet(summary, range.to));
+        let absences = absences(reader, &*insight, quiet, range.to)?;
         Ok(services
             .into_iter()
             .map(|summary| {
-                let (health, reason) = judge(&summary, range.to, objectives.of(&summary.service.name));
+                let absence = absences.get(&summary.service).unwrap_or(&UNSAID);
+                let (health, reason) = judge(&summary, range.to, objectives.of(&summary.service.name), absence);
                 Judged { summary, health, reason }
             })
             .collect())
     })
     .await
+}
+
+const UNSAID: Absence = Absence { calls: 0, failed: 0, scaled_down: None };
+/// Changes that are looked through for one that says why a service is quiet.
+const CHANGES_MAX: usize = 500;
+
+/// What callers, and whoever scales, say of services that are not heard.
+fn absences<'a>(
+    reader: &Reader,
+    insight: &dyn Insight,
+    quiet: impl Iterator<Item = &'a ServiceSummary>,
+    end: u64,
+) -> Result<HashMap<Service, Absence>, Error> {
+    let mut absences: HashMap<Service, Absence> = HashMap::new();
+    let mut ids: HashMap<String, Service> = HashMap::new();
+    let mut oldest = end;
+    for summary in quiet {
+        let service = summary.service.clone();
+        oldest = oldest.min(summary.last_seen);
+        ids.insert(Node { kind: NodeKind::Service, service: service.clone() }.id(), service.clone());
+        absences.insert(service, Absence::default());
+    }
+    if absences.is_empty() {
+        return Ok(absences);
+    }
+    // Whole minutes in which none of them was heard.
+    let topology = insight.topology(end.saturating_sub(SILENT_AFTER).div_ceil(MINUTE) * MINUTE, end)?;
+    for edge in &topology.edges {
+        if let Some(absence) = ids.get(&edge.to).and_then(|service| absences.get_mut(service)) {
+            absence.calls += edge.calls;
+            absence.failed += edge.errors;
+        }
+    }
+    for change in reader.changes(oldest.saturating_sub(RECENT), end, None, CHANGES_MAX)? {
+        let service =
+            Service { name: change.service.clone(), namespace: change.namespace.clone(), environment: change.environment.clone() };
+        if let Some(absence) = absences.get_mut(&service).filter(|_| change.kind == "scale_down") {
+            absence.scaled_down = absence.scaled_down.max(Some(change.time));
+        }
+    }
+    Ok(absences)
 }
 
 fn service_json(judged: &Judged, range: &Range) -> Json {

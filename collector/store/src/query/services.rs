@@ -44,6 +44,8 @@ pub struct ServiceSummary {
     pub instances: Vec<Instance>,
     /// Time of the latest item of any signal.
     pub last_seen: u64,
+    /// It sends metrics, so it is heard also when nobody asks anything of it.
+    pub speaks_unasked: bool,
 }
 
 impl ServiceSummary {
@@ -89,6 +91,7 @@ impl Reader {
             points: [BTreeMap<u64, Cell>; 2],
             instances: Vec<Instance>,
             last_seen: u64,
+            speaks_unasked: bool,
             logs: u64,
         }
         let step = question.step.div_ceil(WINDOW) * WINDOW;
@@ -104,6 +107,7 @@ impl Reader {
                 points: Default::default(),
                 instances: Vec::new(),
                 last_seen: 0,
+                speaks_unasked: false,
                 logs: 0,
             };
             change(&mut new);
@@ -131,6 +135,7 @@ impl Reader {
             self.seen(signal, question, |service, resource, latest| {
                 draft(&mut drafts, service, &mut |draft| {
                     draft.last_seen = draft.last_seen.max(latest);
+                    draft.speaks_unasked |= signal == Signal::Metrics;
                     let id = text_of(&resource.attributes, "service.instance.id").unwrap_or("").to_owned();
                     let version = text_of(&resource.attributes, "service.version").unwrap_or("").to_owned();
                     match draft.instances.iter_mut().find(|i| i.id == id && i.version == version) {
@@ -157,6 +162,7 @@ impl Reader {
                     points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),
                     instances: draft.instances,
                     last_seen: draft.last_seen,
+                    speaks_unasked: draft.speaks_unasked,
                 }
             })
             .collect())
