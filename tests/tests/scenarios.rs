@@ -22,6 +22,15 @@ fn each_fault_is_one_incident_with_its_origin_first_and_its_hops_away_from_it() 
         named += usize::from(outcome.rank() == Some(1));
         let (hops, right) = outcome.hops();
         assert_eq!(hops, right, "{what:?}: {:?}", outcome.incidents[0].diagnosis.hops);
+        let said = match what {
+            // A few failures, each tried again, are no storm.
+            What::RetryStorm if outcome.incidents[0].diagnosis.hops.iter().any(|h| h.attempts_per_call > Some(1.6)) => "a retry storm",
+            What::TimeoutInversion => "gives up before",
+            What::Surge => "requests from outside rose",
+            _ => "",
+        };
+        let trigger = outcome.incidents[0].trigger.clone().unwrap_or_default();
+        assert!(trigger.contains(said), "{what:?}: {trigger}");
     }
     assert!(named >= What::ALL.len() - 1, "{named} of {} are named first", What::ALL.len());
 }
@@ -52,4 +61,14 @@ fn through_the_real_binary_forty_services_and_a_failure_are_one_incident() {
 fn half_an_hour_of_ordinary_life_with_forty_services_raises_nothing() {
     let told = life::quiet(0.5, 2.0, 3);
     assert!(told.is_empty(), "{told:#?}");
+}
+
+#[test]
+fn retries_that_multiply_the_load_are_told_as_a_storm() {
+    let told =
+        (1..6).filter_map(|seed| run(&Scenario { topology: Topology::Chain, what: What::RetryStorm, load: 4.0, seed })).any(|outcome| {
+            let storm = |i: &firstfall_store::incident::Incident| i.trigger.as_deref().is_some_and(|t| t.contains("a retry storm"));
+            outcome.incidents.iter().any(storm)
+        });
+    assert!(told, "one of five fails often enough");
 }

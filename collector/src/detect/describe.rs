@@ -30,8 +30,8 @@ const JUMP_WITHIN: WindowNo = 2;
 /// More attempts a call than this are worth a word: one call in ten is made twice.
 const ATTEMPTS: f64 = 1.1;
 
-/// Twice the attempts for each call, and twice those of before, are a storm.
-const STORM: f64 = 2.0;
+/// Half as many attempts again as there are calls, and as there were before, are a storm.
+const STORM: f64 = 1.5;
 /// Half of the calls that fail were answered well, too late.
 const IMPATIENCE: f64 = 0.5;
 /// A service with traffic says something in each window; one and a half, as they end in different moments.
@@ -110,10 +110,15 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
             _ => format!("{}: {}, at {}", change.service, change.words(), clock(change.time)),
         })
     });
-    let trigger = changed
-        .or_else(|| more_traffic(observed, &before, incident.onset))
-        .or_else(|| impatience(observed, &after))
-        .or_else(|| retries(observed, &found, &before, &after));
+    // Several may be true, and which of them did it is for a person to say.
+    let found_triggers = [
+        changed,
+        more_traffic(observed, &before, incident.onset),
+        impatience(observed, &after),
+        retries(observed, &found, &before, &after),
+    ];
+    let triggers: Vec<String> = found_triggers.into_iter().flatten().collect();
+    let trigger = (!triggers.is_empty()).then(|| triggers.join("; "));
     noun::Incident {
         id: incident.id.clone(),
         opened_at: incident.opened_at,
