@@ -73,7 +73,7 @@ pub struct Absence {
     /// Calls to it in the last minutes, and how many of them failed.
     pub calls: u64,
     pub failed: u64,
-    /// It was told, or seen, to be scaled down; when.
+    /// Somebody told that it was scaled down; when.
     pub scaled_down: Option<u64>,
 }
 

@@ -81,7 +81,8 @@ fn absences<'a>(
     for change in reader.changes(oldest.saturating_sub(RECENT), end, None, CHANGES_MAX)? {
         let service =
             Service { name: change.service.clone(), namespace: change.namespace.clone(), environment: change.environment.clone() };
-        if let Some(absence) = absences.get_mut(&service).filter(|_| change.kind == "scale_down") {
+        // What is only seen never tells that the last instance was meant to go.
+        if let Some(absence) = absences.get_mut(&service).filter(|_| change.told && change.kind == "scale_down") {
             absence.scaled_down = absence.scaled_down.max(Some(change.time));
         }
     }
