@@ -12,8 +12,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Built beside the collector, reqwest has TLS without a provider of its own; a service of yours does not need this line.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // These four lines are the whole set-up.
-    let _telemetry = Agent::new("rust-app").version(env!("CARGO_PKG_VERSION")).environment("examples").init()?;
+    let _telemetry = Agent::new("rust-app").version(env!("CARGO_PKG_VERSION")).environment("examples").init();
     let client = Client::new(reqwest::Client::new());
     let routes = Router::new().route("/hello/{name}", get(hello)).route("/ask", get(ask)).route("/fail", get(fail));
     let app = routes.layer(ServerLayer::new()).with_state(client);

@@ -1,24 +1,88 @@
-//! A reqwest client whose requests are CLIENT spans and carry the trace to the next service.
+//! Calls to other services as CLIENT spans that carry the trace on: a wrapper of `reqwest::Client`, and a tower layer for everything that sends
+//! `http::Request` (tonic's channels, hyper's clients).
 
-use crate::duration_histogram;
-use opentelemetry::metrics::Histogram;
+use crate::body::Watched;
+use crate::call::{Call, Instruments, Side, is_grpc, method_name, rpc_names};
+use crate::propagate::HeadersMut;
+use http::{Method, Request, Response, Uri};
+use http_body::Body;
 use opentelemetry::{KeyValue, global};
-use opentelemetry_http::HeaderInjector;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
-use tracing::Instrument;
+use tower::{Layer, Service};
 use tracing::field::Empty;
+use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Wraps a `reqwest::Client`; the request itself is built as ever.
-#[derive(Clone)]
-pub struct Client {
-    inner: reqwest::Client,
-    duration: Histogram<f64>,
+struct Target<'a> {
+    method: &'a Method,
+    /// Without a password.
+    url: &'a str,
+    host: &'a str,
+    port: Option<u16>,
+    grpc_path: Option<&'a str>,
 }
 
+fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::HeaderMap) -> Call {
+    let (method, shown) = method_name(target.method);
+    let port = target.port.map(i64::from);
+    let rpc = target.grpc_path.map(rpc_names);
+    let name = rpc.map_or_else(|| shown.to_owned(), |(service, method)| format!("{service}/{method}"));
+    let span = tracing::info_span!(
+        target: "firstfall_agent",
+        "http.client",
+        "otel.kind" = "client",
+        "otel.name" = name,
+        "otel.status_code" = Empty,
+        "otel.status_description" = Empty,
+        "http.request.method" = method,
+        "http.request.resend_count" = Empty,
+        "url.full" = target.url,
+        "server.address" = target.host,
+        "server.port" = port,
+        "rpc.system" = rpc.map(|_| "grpc"),
+        "rpc.service" = rpc.map(|(service, _)| service),
+        "rpc.method" = rpc.map(|(_, method)| method),
+        "rpc.grpc.status_code" = Empty,
+        "http.response.status_code" = Empty,
+        "error.type" = Empty,
+    );
+    if let Some(attempt) = crate::resilience::attempt().filter(|attempt| *attempt > 0) {
+        span.record("http.request.resend_count", i64::from(attempt));
+    }
+    let context = span.context();
+    global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
+    let mut attributes = vec![KeyValue::new("http.request.method", method), KeyValue::new("server.address", target.host.to_owned())];
+    attributes.extend(port.map(|port| KeyValue::new("server.port", port)));
+    if let Some((service, method)) = rpc {
+        attributes.push(KeyValue::new("rpc.service", service.to_owned()));
+        attributes.push(KeyValue::new("rpc.method", method.to_owned()));
+    }
+    Call {
+        instruments: instruments.clone(),
+        grpc: rpc.is_some(),
+        started: Instant::now(),
+        active: Vec::new(),
+        attributes,
+        span,
+        ended: false,
+    }
+}
+
+/// Wraps a `reqwest::Client`; the request itself is built as ever.
+#[cfg(feature = "reqwest")]
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: reqwest::Client,
+    instruments: Instruments,
+}
+
+#[cfg(feature = "reqwest")]
 impl Client {
     pub fn new(inner: reqwest::Client) -> Client {
-        Client { inner, duration: duration_histogram("http.client.request.duration") }
+        Client { inner, instruments: Instruments::new(Side::Client) }
     }
 
     pub fn get(&self, url: &str) -> reqwest::RequestBuilder {
@@ -29,7 +93,11 @@ impl Client {
         self.inner.post(url)
     }
 
-    /// Sends a request. The span lasts until the head of the answer is there.
+    pub fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        self.inner.request(method, url)
+    }
+
+    /// Sends a request. The span lasts until the head of the answer is there: the body is the caller's to read, or not.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
         let mut request = request.build()?;
         let mut url = request.url().clone();
@@ -37,53 +105,120 @@ impl Client {
             let _ = url.set_username("REDACTED");
             let _ = url.set_password(Some("REDACTED"));
         }
-        let method = request.method().to_string();
-        let host = url.host_str().unwrap_or("").to_owned();
-        let port = url.port_or_known_default().map(i64::from);
-        let span = tracing::info_span!(
-            target: "firstfall_agent",
-            "http.client",
-            "otel.kind" = "client",
-            "otel.name" = method,
-            "otel.status_code" = Empty,
-            "otel.status_description" = Empty,
-            "http.request.method" = method,
-            "url.full" = url.as_str(),
-            "server.address" = host,
-            "server.port" = port,
-            "http.response.status_code" = Empty,
-            "error.type" = Empty,
-        );
-        let context = span.context();
-        global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeaderInjector(request.headers_mut())));
-        let mut attributes = vec![KeyValue::new("http.request.method", method), KeyValue::new("server.address", host)];
-        attributes.extend(port.map(|port| KeyValue::new("server.port", port)));
-        let started = Instant::now();
-        let result = self.inner.execute(request).instrument(span.clone()).await;
-        let failure = match &result {
-            Ok(response) => {
-                let code = i64::from(response.status().as_u16());
-                span.record("http.response.status_code", code);
-                attributes.push(KeyValue::new("http.response.status_code", code));
-                // For a client 4xx is a failure too, as the conventions ask.
-                (code >= 400).then(|| code.to_string())
-            }
+        let method = request.method().clone();
+        let target = Target {
+            method: &method,
+            url: url.as_str(),
+            host: url.host_str().unwrap_or(""),
+            port: url.port_or_known_default(),
+            grpc_path: None,
+        };
+        let mut call = begin(&self.instruments, &target, request.headers_mut());
+        let result = self.inner.execute(request).instrument(call.span.clone()).await;
+        call.ended = true;
+        match &result {
+            Ok(response) => call.answered(response.status().as_u16(), response.headers()),
             Err(error) => {
-                span.record("otel.status_description", error.to_string());
                 let kind = match error {
                     e if e.is_timeout() => "timeout",
                     e if e.is_connect() => "connection_error",
                     _ => "request_error",
                 };
-                Some(kind.to_owned())
+                call.error(kind.to_owned(), Some(error.to_string()));
+            }
+        }
+        result
+    }
+}
+
+/// Makes each request that goes through it a CLIENT span. For gRPC put it around a tonic `Channel`:
+/// `ServiceBuilder::new().layer(ClientLayer::new()).service(channel)`.
+#[derive(Clone, Debug)]
+pub struct ClientLayer {
+    instruments: Instruments,
+}
+
+impl ClientLayer {
+    pub fn new() -> ClientLayer {
+        ClientLayer { instruments: Instruments::new(Side::Client) }
+    }
+}
+
+impl Default for ClientLayer {
+    fn default() -> Self {
+        ClientLayer::new()
+    }
+}
+
+impl<S> Layer<S> for ClientLayer {
+    type Service = Calling<S>;
+    fn layer(&self, inner: S) -> Calling<S> {
+        Calling { inner, instruments: self.instruments.clone() }
+    }
+}
+
+/// A client that is instrumented by [`ClientLayer`].
+#[derive(Clone, Debug)]
+pub struct Calling<S> {
+    inner: S,
+    instruments: Instruments,
+}
+
+fn address(uri: &Uri) -> (String, String, Option<u16>) {
+    let host = uri.host().unwrap_or("").to_owned();
+    let known = match uri.scheme_str() {
+        Some("https") => Some(443),
+        Some("http") => Some(80),
+        _ => None,
+    };
+    // What stands before the host may be a password.
+    let url = match (uri.scheme_str(), uri.authority()) {
+        (Some(scheme), Some(authority)) => {
+            let bare = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, bare)| bare);
+            format!("{scheme}://{bare}{}", uri.path_and_query().map_or("", |p| p.as_str()))
+        }
+        _ => uri.path().to_owned(),
+    };
+    (url, host, uri.port_u16().or(known))
+}
+
+impl<S, In, Out> Service<Request<In>> for Calling<S>
+where
+    S: Service<Request<In>, Response = Response<Out>>,
+    S::Future: Send + 'static,
+    S::Error: std::fmt::Display,
+    Out: Body + 'static,
+    Out::Error: std::fmt::Display,
+{
+    type Response = Response<Watched<Out, Call>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<In>) -> Self::Future {
+        let (url, host, port) = address(request.uri());
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let grpc = is_grpc(request.headers());
+        let target = Target { method: &method, url: &url, host: &host, port, grpc_path: grpc.then_some(path.as_str()) };
+        let mut call = begin(&self.instruments, &target, request.headers_mut());
+        let head_only = method == Method::HEAD;
+        let span: Span = call.span.clone();
+        let answer = span.in_scope(|| self.inner.call(request));
+        let answer = async move {
+            match answer.await {
+                Ok(response) => {
+                    call.answered(response.status().as_u16(), response.headers());
+                    Ok(response.map(|body| Watched::new(body, call, head_only)))
+                }
+                Err(error) => {
+                    call.broken("request_error", error.to_string());
+                    Err(error)
+                }
             }
         };
-        if let Some(failure) = failure {
-            span.record("error.type", failure.as_str());
-            span.record("otel.status_code", "ERROR");
-            attributes.push(KeyValue::new("error.type", failure));
-        }
-        self.duration.record(started.elapsed().as_secs_f64(), &attributes);
-        result
+        Box::pin(answer.instrument(span))
     }
 }

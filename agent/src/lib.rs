@@ -1,30 +1,76 @@
 //! Firstfall's agent: telemetry of a Rust service in one call and one layer.
 //!
 //! ```no_run
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let _telemetry = firstfall_agent::init("checkout")?;
+//! # async fn run() {
+//! let _telemetry = firstfall_agent::agent!().init();
 //! let app: axum::Router = axum::Router::new()
 //!     .route("/buy", axum::routing::get(|| async { "thanks" }))
 //!     .layer(firstfall_agent::ServerLayer::new());
-//! # Ok(()) }
+//! # }
 //! ```
 //!
 //! From then on every request is a span with its parent from `traceparent`, `tracing`'s spans and events are exported, meters of
-//! `opentelemetry::global` too, and `Client` carries the trace on to the next service. Settings are the standard `OTEL_*`
-//! variables. The agent never blocks the service for longer than the shutdown limit, never exports its own exporter's telemetry, and
-//! flushes when its guard is dropped.
+//! `opentelemetry::global` too, [`Client`] and [`ClientLayer`] carry the trace on to the next service, [`spawn`] and its siblings into other tasks and
+//! threads; panics, the process and the tokio runtime report themselves. Settings are the standard `OTEL_*` variables, over what code says.
+//!
+//! The agent never stops the service and never waits for the collector: items are encoded where they end and wait in a queue that is bounded in bytes, a thread
+//! of its own sends them, what cannot be kept is dropped and counted with its reason ([`Telemetry::account`], and as metrics). It cannot trace itself, and it
+//! flushes within a bounded time when its guard is dropped, under any runtime or none.
 
+mod body;
+mod call;
 mod client;
+mod export;
+mod panics;
+mod processors;
+mod propagate;
+pub mod resilience;
+mod resource;
+mod runtime;
+mod sampling;
+#[cfg(feature = "axum")]
 mod server;
-mod telemetry;
+mod settings;
+mod setup;
+mod wire;
+mod work;
 
+pub use body::Watched;
+pub use call::Call;
+#[cfg(feature = "reqwest")]
 pub use client::Client;
-pub use server::ServerLayer;
-pub use telemetry::{Agent, InitError, Telemetry, init};
+pub use client::{Calling, ClientLayer};
+pub use export::{Account, Loss, Signal};
+pub use runtime::watch_runtime;
+pub use sampling::Sampling;
+#[cfg(feature = "axum")]
+pub use server::{Served, ServerLayer};
+pub use settings::Compression;
+pub use setup::{Agent, Ended, InitError, Telemetry, init};
+pub use work::{Carried, carried, spawn, spawn_blocking, spawn_thread};
 
-/// Upper ends of the latency buckets in seconds, as the HTTP conventions advise.
-const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// An [`Agent`] with the name and version of the Cargo package that calls it.
+#[macro_export]
+macro_rules! agent {
+    () => {
+        $crate::Agent::new(env!("CARGO_PKG_NAME")).version(env!("CARGO_PKG_VERSION"))
+    };
+}
 
-fn duration_histogram(name: &'static str) -> opentelemetry::metrics::Histogram<f64> {
-    opentelemetry::global::meter("firstfall-agent").f64_histogram(name).with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
+/// Tells on stderr what went wrong with telemetry itself, once in ten seconds at most: there is nowhere else to tell it.
+fn complain(what: &str) {
+    use std::sync::Mutex;
+    use std::time::{Duration, Instant};
+    static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
+    if std::env::var_os("OTEL_LOG_LEVEL").is_some_and(|level| level == "none") {
+        return;
+    }
+    let Ok(mut last) = LAST.lock() else { return };
+    match &mut *last {
+        // At the start there may be several things to say at once.
+        Some((since, said)) if since.elapsed() < Duration::from_secs(10) && *said >= 5 => return,
+        Some((since, said)) if since.elapsed() < Duration::from_secs(10) => *said += 1,
+        _ => *last = Some((Instant::now(), 1)),
+    }
+    eprintln!("firstfall-agent: {what}");
 }

@@ -215,7 +215,7 @@ pub async fn run_service(name: String, version: String, port: u16, peers: &str, 
         .environment("demo")
         .endpoint(otlp)
         .span_delay(Duration::from_millis(500))
-        .init()
+        .try_init()
         .map_err(|error| cannot(error.to_string()))?;
     let http = reqwest::Client::builder().no_proxy().build().map_err(|error| cannot(format!("build the HTTP client: {error}")))?;
     let (queue, jobs) = mpsc::channel(1000);

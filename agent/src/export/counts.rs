@@ -1,0 +1,110 @@
+//! What became of every item: exported, still here, or dropped, and why. What is accepted is always the sum of these.
+
+use super::Signal;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why an item was dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Loss {
+    /// The queue was full: items came faster than they went out.
+    QueueFull,
+    /// The collector answered that it will never take the request.
+    Refused,
+    /// The collector took the request and rejected a part of its items.
+    Rejected,
+    /// The spool was full, and these were its oldest.
+    SpoolFull,
+    /// They had waited in the spool for too long.
+    SpoolExpired,
+    /// The spool could not be written or read.
+    SpoolFailed,
+    /// The process ended before they could be sent.
+    Shutdown,
+}
+
+impl Loss {
+    pub const ALL: [Loss; 7] =
+        [Loss::QueueFull, Loss::Refused, Loss::Rejected, Loss::SpoolFull, Loss::SpoolExpired, Loss::SpoolFailed, Loss::Shutdown];
+
+    /// As the value of `error.type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Loss::QueueFull => "queue_full",
+            Loss::Refused => "refused",
+            Loss::Rejected => "rejected",
+            Loss::SpoolFull => "spool_full",
+            Loss::SpoolExpired => "spool_expired",
+            Loss::SpoolFailed => "spool_failed",
+            Loss::Shutdown => "shutdown",
+        }
+    }
+}
+
+#[derive(Default, Debug)]
+pub(crate) struct Counts {
+    accepted: [AtomicU64; 3],
+    exported: [AtomicU64; 3],
+    kept: [AtomicU64; 3],
+    dropped: [[AtomicU64; Loss::ALL.len()]; 3],
+    /// Processor time of the export thread, nanoseconds.
+    pub cpu_ns: AtomicU64,
+}
+
+impl Counts {
+    pub fn accept(&self, signal: Signal, items: u64) {
+        self.accepted[signal as usize].fetch_add(items, Ordering::Relaxed);
+    }
+
+    pub fn export(&self, signal: Signal, items: u64) {
+        self.exported[signal as usize].fetch_add(items, Ordering::Relaxed);
+    }
+
+    pub fn keep(&self, signal: Signal, items: u64) {
+        self.kept[signal as usize].fetch_add(items, Ordering::Relaxed);
+    }
+
+    pub fn lose(&self, signal: Signal, loss: Loss, items: u64) {
+        self.dropped[signal as usize][loss as usize].fetch_add(items, Ordering::Relaxed);
+    }
+
+    pub fn of(&self, signal: Signal) -> Account {
+        let at = signal as usize;
+        Account {
+            accepted: self.accepted[at].load(Ordering::Relaxed),
+            exported: self.exported[at].load(Ordering::Relaxed),
+            kept: self.kept[at].load(Ordering::Relaxed),
+            dropped: Loss::ALL.map(|loss| (loss, self.dropped[at][loss as usize].load(Ordering::Relaxed))),
+        }
+    }
+}
+
+/// The account of one signal since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Account {
+    /// Items that were offered: all of them are exported, dropped, or still under way.
+    pub accepted: u64,
+    pub exported: u64,
+    /// Left in the spool at the end, for the next process.
+    pub kept: u64,
+    /// With how many each reason has cost.
+    pub dropped: [(Loss, u64); Loss::ALL.len()],
+}
+
+impl Default for Account {
+    fn default() -> Account {
+        Counts::default().of(Signal::Spans)
+    }
+}
+
+impl Account {
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped.iter().map(|(_, items)| items).sum()
+    }
+
+    /// In the queue or the spool.
+    pub fn under_way(&self) -> u64 {
+        self.accepted.saturating_sub(self.exported + self.kept + self.dropped_in_all())
+    }
+}

@@ -1,0 +1,466 @@
+//! Export: a thread of its own takes what waits, makes requests of it and sends them, one after the other. While the collector does not take them they
+//! wait in memory up to the queue's bound, and past half of it in the spool, where one is set. No runtime is needed, and none can be starved.
+//!
+//! ```text
+//! span, log → queue (encoded, bounded in bytes) ┐
+//! metrics, every so often ──────────────────────┴→ requests waiting → sent │ spooled │ dropped, and counted with the reason
+//! ```
+//!
+//! The thread has no `tracing` subscriber and its OpenTelemetry context suppresses telemetry, so that whatever its libraries log or trace at any level goes
+//! nowhere: it cannot trace itself.
+
+mod counts;
+mod queue;
+mod send;
+mod spool;
+
+pub(crate) use counts::Counts;
+pub use counts::{Account, Loss};
+
+use crate::settings::Settings;
+use crate::wire;
+use opentelemetry::InstrumentationScope;
+use queue::Queue;
+use send::{Outcome, Sender};
+use spool::{Spool, Spooled};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Signal {
+    Spans = 0,
+    Logs = 1,
+    /// Its items are data points.
+    Metrics = 2,
+}
+
+impl Signal {
+    pub const ALL: [Signal; 3] = [Signal::Spans, Signal::Logs, Signal::Metrics];
+
+    pub fn name(self) -> &'static str {
+        ["span", "log", "metric_data_point"][self as usize]
+    }
+}
+
+/// A request is cut near this size: collectors have limits of 4 MiB and more, and a smaller one costs less when it must be sent again.
+const REQUEST_BYTES: usize = 1 << 20;
+/// With so much waiting it is sent at once.
+const WAKE_BYTES: usize = 512 << 10;
+/// Between attempts while the collector does not answer: doubled from the first to the last, less up to half of it by chance, so that a thousand
+/// services do not come back in step.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
+/// Once an attempt has failed the next ones get this long, so that the queue is looked after while somebody hangs.
+const TIME_OF_A_TRIAL: Duration = Duration::from_secs(2);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Request {
+    signal: Signal,
+    items: u64,
+    body: Body,
+}
+
+enum Body {
+    /// With how many bytes it counts as waiting.
+    Memory(Vec<u8>, usize),
+    Disk(Spooled),
+}
+
+#[derive(Default)]
+struct Control {
+    flushes: Vec<(Instant, SyncSender<bool>)>,
+    /// Until when what waits may be sent before the thread ends.
+    end: Option<Instant>,
+    ended: bool,
+}
+
+pub(crate) struct Shared {
+    queue: Queue,
+    pub counts: Counts,
+    /// Whole requests: metrics.
+    whole: Mutex<Vec<(Signal, u64, Vec<u8>)>>,
+    control: Mutex<Control>,
+    changed: Condvar,
+    woken: AtomicBool,
+    /// Attempts in a row that have failed.
+    failures: AtomicU32,
+}
+
+/// The way in, cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Exporter {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exporter").finish_non_exhaustive()
+    }
+}
+
+impl Exporter {
+    /// Starts the thread. `resource` is the message's content.
+    pub fn start(settings: &Settings, resource: Vec<u8>) -> std::io::Result<Exporter> {
+        let shared = Arc::new(Shared {
+            queue: Queue::new(settings.queue_bytes),
+            counts: Counts::default(),
+            whole: Mutex::default(),
+            control: Mutex::default(),
+            changed: Condvar::new(),
+            woken: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        });
+        let worker = Worker::new(shared.clone(), settings.clone(), resource);
+        std::thread::Builder::new().name("firstfall-export".to_owned()).spawn(move || worker.run())?;
+        Ok(Exporter { shared })
+    }
+
+    pub fn push(&self, signal: Signal, scope: &InstrumentationScope, encode: impl FnOnce(&mut Vec<u8>)) {
+        let waiting = self.shared.queue.push(signal, scope, &self.shared.counts, encode);
+        if waiting > WAKE_BYTES.min(self.shared.queue.bytes_max / 4) && !self.shared.woken.swap(true, Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    /// A request that is encoded already.
+    pub fn push_whole(&self, signal: Signal, items: u64, body: Vec<u8>) {
+        let shared = &self.shared;
+        shared.counts.accept(signal, items);
+        if shared.queue.bytes.load(Ordering::Relaxed) >= shared.queue.bytes_max {
+            return shared.counts.lose(signal, Loss::QueueFull, items);
+        }
+        shared.queue.bytes.fetch_add(body.len(), Ordering::Relaxed);
+        lock(&shared.whole).push((signal, items, body));
+    }
+
+    fn wake(&self) {
+        // Under the lock, so that a thread that is about to wait does not miss it.
+        let _control = lock(&self.shared.control);
+        self.shared.changed.notify_all();
+    }
+
+    /// Sends what waits. True when all of it was taken (or refused for good) within the limit.
+    pub fn flush(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let (done, wait) = sync_channel(1);
+        {
+            let mut control = lock(&self.shared.control);
+            if control.ended {
+                return false;
+            }
+            control.flushes.push((until, done));
+            self.shared.changed.notify_all();
+        }
+        // The thread keeps the limit itself; a little more, in case it is late.
+        wait.recv_timeout(limit + Duration::from_millis(100)).unwrap_or(false)
+    }
+
+    /// Sends what waits, and ends the thread. What could not be sent is spooled, or dropped and counted.
+    pub fn shutdown(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut control = lock(&self.shared.control);
+        control.end.get_or_insert(until);
+        self.shared.changed.notify_all();
+        let late = until + Duration::from_millis(100);
+        while !control.ended {
+            let left = late.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            control = self.shared.changed.wait_timeout(control, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Signal::ALL.iter().all(|signal| self.account(*signal).under_way() == 0)
+    }
+
+    pub fn account(&self, signal: Signal) -> Account {
+        self.shared.counts.of(signal)
+    }
+
+    /// Bytes that wait in memory, and their bound.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.shared.queue.bytes.load(Ordering::Relaxed), self.shared.queue.bytes_max)
+    }
+
+    /// Processor time of the export thread.
+    pub fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.shared.counts.cpu_ns.load(Ordering::Relaxed))
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    settings: Settings,
+    resource: Vec<u8>,
+    sender: Sender,
+    spool: Option<Spool>,
+    spooled_bytes: u64,
+    /// Oldest first.
+    waiting: VecDeque<Request>,
+    memory: usize,
+    failures: u32,
+    next_try: Instant,
+    random: u64,
+}
+
+impl Worker {
+    fn new(shared: Arc<Shared>, settings: Settings, resource: Vec<u8>) -> Worker {
+        let sender = Sender::new(&settings);
+        let random = u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos() | 1);
+        Worker {
+            shared,
+            settings,
+            resource,
+            sender,
+            spool: None,
+            spooled_bytes: 0,
+            waiting: VecDeque::new(),
+            memory: 0,
+            failures: 0,
+            next_try: Instant::now(),
+            random,
+        }
+    }
+
+    fn run(mut self) {
+        let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+        let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
+        self.open_spool();
+        loop {
+            let (flushes, end) = self.wait();
+            self.shared.woken.store(false, Ordering::Relaxed);
+            self.collect();
+            let until = flushes.iter().map(|(until, _)| *until).chain(end).max();
+            if until.is_some() || Instant::now() >= self.next_try {
+                self.send(until);
+            }
+            self.make_room();
+            if let Some(used) = thread_cpu() {
+                self.shared.counts.cpu_ns.store(used, Ordering::Relaxed);
+            }
+            for (_, done) in flushes {
+                let _ = done.send(self.waiting.is_empty());
+            }
+            if end.is_some() {
+                self.end();
+                return;
+            }
+        }
+    }
+
+    /// Until there is something to do.
+    fn wait(&self) -> (Vec<(Instant, SyncSender<bool>)>, Option<Instant>) {
+        let next = Instant::now() + self.settings.delay;
+        let mut control = lock(&self.shared.control);
+        loop {
+            let left = next.saturating_duration_since(Instant::now());
+            let much = self.shared.woken.load(Ordering::Relaxed);
+            if left.is_zero() || much || !control.flushes.is_empty() || control.end.is_some() {
+                return (std::mem::take(&mut control.flushes), control.end);
+            }
+            control = self.shared.changed.wait_timeout(control, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn open_spool(&mut self) {
+        let Some(folder) = &self.settings.spool else { return };
+        match Spool::open(folder) {
+            Ok((spool, left)) => {
+                self.spool = Some(spool);
+                for file in left {
+                    self.shared.counts.accept(file.signal, file.items);
+                    self.spooled_bytes += file.bytes;
+                    self.waiting.push_back(Request { signal: file.signal, items: file.items, body: Body::Disk(file) });
+                }
+            }
+            Err(error) => crate::complain(&format!("the spool {}: {error}; items wait in memory only", folder.display())),
+        }
+    }
+
+    /// Makes requests of what waits in the queue.
+    fn collect(&mut self) {
+        for signal in [Signal::Spans, Signal::Logs] {
+            for items in self.shared.queue.take(signal) {
+                let scope = wire::scope(&items.scope);
+                let mut rest = &items.bytes[..];
+                while !rest.is_empty() {
+                    let (length, count) = wire::whole_items(rest, REQUEST_BYTES);
+                    let body = wire::request(&self.resource, [(&scope[..], &rest[..length])]);
+                    self.take(signal, count, body, length);
+                    rest = &rest[length..];
+                }
+            }
+        }
+        let whole = std::mem::take(&mut *lock(&self.shared.whole));
+        for (signal, items, body) in whole {
+            let length = body.len();
+            self.take(signal, items, body, length);
+        }
+    }
+
+    fn take(&mut self, signal: Signal, items: u64, body: Vec<u8>, counted: usize) {
+        self.memory += counted;
+        self.waiting.push_back(Request { signal, items, body: Body::Memory(body, counted) });
+    }
+
+    fn send(&mut self, until: Option<Instant>) {
+        while let Some(request) = self.waiting.front() {
+            let now = Instant::now();
+            if until.is_some_and(|until| now >= until) {
+                return;
+            }
+            let mut limit = if self.failures > 0 { self.settings.timeout.min(TIME_OF_A_TRIAL) } else { self.settings.timeout };
+            if let Some(until) = until {
+                limit = limit.min(until - now);
+            }
+            let (signal, items) = (request.signal, request.items);
+            let outcome = match &request.body {
+                Body::Memory(body, _) => self.sender.send(signal, body, limit),
+                Body::Disk(file) if file.age() > self.settings.spool_age => {
+                    self.done(Some(Loss::SpoolExpired));
+                    continue;
+                }
+                Body::Disk(file) => match file.body() {
+                    Ok(body) => self.sender.send(signal, &body, limit),
+                    Err(error) => {
+                        crate::complain(&format!("a file of the spool cannot be read: {error}"));
+                        self.done(Some(Loss::SpoolFailed));
+                        continue;
+                    }
+                },
+            };
+            match outcome {
+                Outcome::Done { rejected } => {
+                    let rejected = rejected.min(items);
+                    self.shared.counts.export(signal, items - rejected);
+                    self.shared.counts.lose(signal, Loss::Rejected, rejected);
+                    self.done(None);
+                    self.went_well();
+                }
+                Outcome::Refused(why) => {
+                    crate::complain(&format!("the collector refuses {items} {}s for good: {why}", signal.name()));
+                    self.done(Some(Loss::Refused));
+                    self.went_well();
+                }
+                Outcome::Later { after, why } => {
+                    if self.failures == 0 {
+                        crate::complain(&format!("the collector does not take telemetry: {why}; it is tried again"));
+                    }
+                    let pause = after.unwrap_or_else(|| self.backoff());
+                    self.failures = self.failures.saturating_add(1);
+                    self.shared.failures.store(self.failures, Ordering::Relaxed);
+                    self.next_try = Instant::now() + pause;
+                    match until {
+                        // Whoever waits for a flush has a limit; within it there may be time for another attempt.
+                        Some(until) if Instant::now() + pause < until => std::thread::sleep(pause),
+                        _ => return,
+                    }
+                }
+            }
+        }
+    }
+
+    fn went_well(&mut self) {
+        self.failures = 0;
+        self.shared.failures.store(0, Ordering::Relaxed);
+        self.next_try = Instant::now();
+    }
+
+    fn backoff(&mut self) -> Duration {
+        let (first, last) = BACKOFF;
+        let full = last.min(first.saturating_mul(1 << self.failures.min(10)));
+        // Xorshift: it only has to differ between processes.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        full / 2 + full.mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64) / 2
+    }
+
+    /// The first request is done with: sent, or lost.
+    fn done(&mut self, loss: Option<Loss>) {
+        let Some(request) = self.waiting.pop_front() else { return };
+        self.forget(&request, loss);
+    }
+
+    fn forget(&mut self, request: &Request, loss: Option<Loss>) {
+        match &request.body {
+            Body::Memory(_, counted) => {
+                self.memory -= counted;
+                self.shared.queue.free(*counted);
+            }
+            Body::Disk(file) => {
+                self.spooled_bytes -= file.bytes;
+                file.remove();
+            }
+        }
+        if let Some(loss) = loss {
+            self.shared.counts.lose(request.signal, loss, request.items);
+        }
+    }
+
+    /// When half of the queue's bytes wait for the collector, the oldest of them go to the spool.
+    fn make_room(&mut self) {
+        if self.spool.is_some() && self.memory > self.shared.queue.bytes_max / 2 {
+            self.spill(self.shared.queue.bytes_max / 4);
+        }
+    }
+
+    /// Writes the oldest requests to the spool, until no more than `leave` bytes are in memory.
+    fn spill(&mut self, leave: usize) {
+        let Some(mut spool) = self.spool.take() else { return };
+        let mut at = 0;
+        while self.memory > leave && at < self.waiting.len() {
+            let request = &mut self.waiting[at];
+            at += 1;
+            let Body::Memory(body, counted) = &request.body else { continue };
+            match spool.write(request.signal, request.items, body) {
+                Ok(file) => {
+                    self.memory -= counted;
+                    self.shared.queue.free(*counted);
+                    self.spooled_bytes += file.bytes;
+                    request.body = Body::Disk(file);
+                }
+                Err(error) => {
+                    crate::complain(&format!("the spool cannot be written: {error}"));
+                    break;
+                }
+            }
+        }
+        self.spool = Some(spool);
+        while self.spooled_bytes > self.settings.spool_bytes {
+            let Some(oldest) = self.waiting.iter().position(|r| matches!(r.body, Body::Disk(_))) else { break };
+            if let Some(request) = self.waiting.remove(oldest) {
+                self.forget(&request, Some(Loss::SpoolFull));
+            }
+        }
+    }
+
+    fn end(mut self) {
+        // What came while the last requests were sent.
+        self.collect();
+        self.spill(0);
+        while let Some(request) = self.waiting.pop_front() {
+            match request.body {
+                Body::Disk(_) => self.shared.counts.keep(request.signal, request.items),
+                Body::Memory(..) => self.forget(&request, Some(Loss::Shutdown)),
+            }
+        }
+        drop(self.spool.take());
+        let mut control = lock(&self.shared.control);
+        control.ended = true;
+        for (_, done) in control.flushes.drain(..) {
+            let _ = done.send(false);
+        }
+        self.shared.changed.notify_all();
+    }
+}
+
+/// Processor time of this thread, where the system tells it.
+fn thread_cpu() -> Option<u64> {
+    std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,102 @@
+//! One request over OTLP/HTTP, and what its answer means.
+//!
+//! 2xx is done, but for what partial success says was rejected. 429, 502, 503, 504 and everything that kept an answer from coming may be tried again,
+//! not before `Retry-After`; all else will never be taken (OTLP specification, "Failures").
+
+use super::Signal;
+use crate::settings::{Compression, Settings};
+use flate2::write::GzEncoder;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use prost::Message;
+use std::io::Write;
+use std::time::Duration;
+
+/// Answers are a few bytes; a hostile or broken one must not fill the memory.
+const ANSWER_MAX: u64 = 64 << 10;
+/// A collector that says "in an hour" is asked again after this long: items wait in a bounded place.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+pub(crate) enum Outcome {
+    /// Taken, but for so many items.
+    Done { rejected: u64 },
+    /// It will never be taken.
+    Refused(String),
+    /// Not now; not before so long, where that was said.
+    Later { after: Option<Duration>, why: String },
+}
+
+pub(crate) struct Sender {
+    client: ureq::Agent,
+    addresses: [String; 3],
+    headers: Vec<(String, String)>,
+    compression: Compression,
+}
+
+impl Sender {
+    pub fn new(settings: &Settings) -> Sender {
+        let client = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION")))
+            .max_idle_connections(2)
+            // A proxy that the environment names is meant for the service's own calls; the collector's address is given to us.
+            .proxy(None)
+            .build()
+            .new_agent();
+        Sender { client, addresses: settings.addresses.clone(), headers: settings.headers.clone(), compression: settings.compression }
+    }
+
+    pub fn send(&self, signal: Signal, body: &[u8], limit: Duration) -> Outcome {
+        let mut request = self
+            .client
+            .post(&self.addresses[signal as usize])
+            .config()
+            .timeout_global(Some(limit))
+            .build()
+            .header("content-type", "application/x-protobuf");
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        let sent = match self.compression {
+            Compression::None => request.send(body),
+            Compression::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+                match encoder.write_all(body).and_then(|()| encoder.finish()) {
+                    Ok(small) => request.header("content-encoding", "gzip").send(&small[..]),
+                    Err(error) => return Outcome::Refused(format!("cannot be compressed: {error}")),
+                }
+            }
+        };
+        let mut answer = match sent {
+            Ok(answer) => answer,
+            Err(error) => return Outcome::Later { after: None, why: error.to_string() },
+        };
+        let status = answer.status().as_u16();
+        let after = answer
+            .headers()
+            .get("retry-after")
+            .and_then(|value| retry_after(value.to_str().ok()?.trim()))
+            .map(|after| after.min(RETRY_AFTER_MAX));
+        let said = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
+        match status {
+            200..=299 => Outcome::Done { rejected: said.map_or(0, |said| rejected(&said)) },
+            429 | 502 | 503 | 504 => Outcome::Later { after, why: format!("HTTP {status}") },
+            _ => Outcome::Refused(format!("HTTP {status}")),
+        }
+    }
+}
+
+/// Seconds, or a date (RFC 9110).
+fn retry_after(value: &str) -> Option<Duration> {
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(std::time::SystemTime::now()).unwrap_or_default())
+}
+
+/// `partial_success.rejected_…`, which has the same numbers in the answers to all signals.
+fn rejected(answer: &[u8]) -> u64 {
+    let read = ExportMetricsServiceResponse::decode(answer).ok();
+    read.and_then(|answer| answer.partial_success).map_or(0, |partial| partial.rejected_data_points.max(0) as u64)
+}

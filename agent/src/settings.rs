@@ -1,0 +1,288 @@
+//! What the agent is told by the environment: the `OTEL_*` variables of the OpenTelemetry specification, which go over what code says, and two of
+//! our own. A wrong value is named, left out, and never stops the service.
+
+use crate::sampling::Sampling;
+use crate::setup::Agent;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Compression {
+    /// The specification's default, and the least work for the service.
+    #[default]
+    None,
+    Gzip,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Propagator {
+    TraceContext,
+    Baggage,
+    B3,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub disabled: bool,
+    /// Where spans, logs and metrics go.
+    pub addresses: [String; 3],
+    /// Which of them go out at all.
+    pub wanted: [bool; 3],
+    pub headers: Vec<(String, String)>,
+    pub compression: Compression,
+    /// Of one request.
+    pub timeout: Duration,
+    /// How long items wait for others.
+    pub delay: Duration,
+    pub metric_interval: Duration,
+    pub queue_bytes: usize,
+    pub spool: Option<PathBuf>,
+    pub spool_bytes: u64,
+    pub spool_age: Duration,
+    pub sampling: Sampling,
+    pub propagators: Vec<Propagator>,
+}
+
+/// Between attempts at reading variables: what was wrong, in sentences that name the variable.
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    problems: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> Option<String> {
+        // An empty variable is as if it was not set, says the specification.
+        (self.lookup)(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    }
+
+    /// The first variable that is set, read; when it cannot be, it is named, and nothing is changed.
+    fn read<T>(&mut self, names: &[&str], expected: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let (name, text) = names.iter().find_map(|name| Some((*name, self.text(name)?)))?;
+        let value = parse(&text);
+        if value.is_none() {
+            // A header may hold a secret, and so may an address.
+            let shown = if name.ends_with("_HEADERS") { "its value".to_owned() } else { format!("{:?}", without_password(&text)) };
+            self.problems.push(format!("{name}: {shown} is not {expected}; it is left out"));
+        }
+        value
+    }
+
+    fn millis(&mut self, name: &str) -> Option<Duration> {
+        self.read(&[name], "a number of milliseconds", |text| Some(Duration::from_millis(text.parse().ok()?)))
+    }
+}
+
+fn without_password(text: &str) -> &str {
+    text.rsplit_once('@').map_or(text, |(_, rest)| rest)
+}
+
+/// An `http://` or `https://` address with a host.
+fn is_address(text: &str) -> bool {
+    let uri: Option<http::Uri> = text.parse().ok();
+    uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()))
+}
+
+/// `key=value` pairs with commas between them, values percent-encoded (W3C Baggage).
+fn headers(text: &str) -> Option<Vec<(String, String)>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            let (name, value) = (name.trim(), percent_decoded(value.trim())?);
+            http::HeaderName::from_bytes(name.as_bytes()).ok()?;
+            http::HeaderValue::from_str(&value).ok()?;
+            Some((name.to_owned(), value))
+        })
+        .collect()
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn sampling(name: &str, argument: Option<&str>) -> Option<Sampling> {
+    let ratio = || match argument {
+        None => Some(1.0),
+        Some(text) => text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio)),
+    };
+    Some(match name {
+        "always_on" => Sampling::ratio(1.0).alone(),
+        "always_off" => Sampling::ratio(0.0).alone(),
+        "traceidratio" => Sampling::ratio(ratio()?).alone(),
+        "parentbased_always_on" => Sampling::ratio(1.0),
+        "parentbased_always_off" => Sampling::ratio(0.0),
+        "parentbased_traceidratio" => Sampling::ratio(ratio()?),
+        _ => return None,
+    })
+}
+
+impl Settings {
+    /// What code says, and over it what the environment says; with what was wrong.
+    pub fn of(agent: &Agent, lookup: &dyn Fn(&str) -> Option<String>) -> (Settings, Vec<String>) {
+        let mut reader = Reader { lookup, problems: Vec::new() };
+        let yes = |text: &str| match text.to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        };
+        let disabled = reader.read(&["OTEL_SDK_DISABLED"], "true or false", yes).unwrap_or(false);
+        let address = |text: &str| is_address(text).then(|| text.trim_end_matches('/').to_owned());
+        let told = "an address such as http://127.0.0.1:4318";
+        let mut base = agent.endpoint.trim_end_matches('/').to_owned();
+        if !is_address(&base) {
+            reader.problems.push(format!("endpoint: {base:?} is not {told}; {} is used", Agent::ENDPOINT));
+            base = Agent::ENDPOINT.to_owned();
+        }
+        let base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], told, address).unwrap_or(base);
+        let mut addresses = ["traces", "logs", "metrics"].map(|signal| format!("{base}/v1/{signal}"));
+        let mut wanted = [true; 3];
+        for (at, signal) in ["TRACES", "LOGS", "METRICS"].into_iter().enumerate() {
+            // One signal's own address is taken as it is, without /v1/… after it.
+            let own = |text: &str| is_address(text).then(|| text.to_owned());
+            if let Some(own) = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")], told, own) {
+                addresses[at] = own;
+            }
+            let exporter = |text: &str| match text {
+                "none" => Some(false),
+                "otlp" => Some(true),
+                _ => None,
+            };
+            if let Some(export) = reader.read(&[&format!("OTEL_{signal}_EXPORTER")], "otlp or none, the exporters of this agent", exporter)
+            {
+                wanted[at] = export;
+            }
+        }
+        reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "http/protobuf, which is what this agent speaks (port 4318); it is used", |text| {
+            (text == "http/protobuf").then_some(())
+        });
+        let pairs = "a list such as key=value,key2=value2, percent-encoded";
+        let headers = reader.read(&["OTEL_EXPORTER_OTLP_HEADERS"], pairs, headers).unwrap_or_else(|| agent.headers.clone());
+        let compression = reader
+            .read(&["OTEL_EXPORTER_OTLP_COMPRESSION"], "gzip or none", |text| match text {
+                "gzip" => Some(Compression::Gzip),
+                "none" => Some(Compression::None),
+                _ => None,
+            })
+            .unwrap_or(agent.compression);
+        let timeout = reader.millis("OTEL_EXPORTER_OTLP_TIMEOUT").unwrap_or(agent.timeout);
+        let delay = reader.millis("OTEL_BSP_SCHEDULE_DELAY").unwrap_or(agent.span_delay);
+        let metric_interval = reader.millis("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(agent.metric_interval);
+        let argument = reader.text("OTEL_TRACES_SAMPLER_ARG");
+        let sampler =
+            "a sampler that this agent has (parentbased_traceidratio and the others of the specification) with a ratio from 0 to 1";
+        let sampling = reader
+            .read(&["OTEL_TRACES_SAMPLER"], sampler, |name| sampling(name, argument.as_deref()))
+            .unwrap_or_else(|| agent.sampling.clone());
+        let propagators = reader
+            .read(&["OTEL_PROPAGATORS"], "a list of tracecontext, baggage, b3, b3multi, none", |text| {
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|name| *name != "none")
+                    .map(|name| match name {
+                        "tracecontext" => Some(Propagator::TraceContext),
+                        "baggage" => Some(Propagator::Baggage),
+                        "b3" | "b3multi" => Some(Propagator::B3),
+                        _ => None,
+                    })
+                    .collect()
+            })
+            .unwrap_or_else(|| vec![Propagator::TraceContext, Propagator::Baggage, Propagator::B3]);
+        let spool = reader.text("FIRSTFALL_AGENT_SPOOL").map(PathBuf::from).or_else(|| agent.spool.clone());
+        let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes >= 64 << 10);
+        let queue_bytes =
+            reader.read(&["FIRSTFALL_AGENT_QUEUE_BYTES"], "a number of bytes, 65536 or more", bytes).unwrap_or(agent.queue_bytes);
+        let settings = Settings {
+            disabled,
+            addresses,
+            wanted,
+            headers,
+            compression,
+            timeout: timeout.max(Duration::from_millis(1)),
+            delay: delay.max(Duration::from_millis(10)),
+            metric_interval: metric_interval.max(Duration::from_millis(100)),
+            queue_bytes,
+            spool,
+            spool_bytes: agent.spool_bytes,
+            spool_age: agent.spool_age,
+            sampling,
+            propagators,
+        };
+        (settings, reader.problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn read(variables: &[(&str, &str)]) -> (Settings, Vec<String>) {
+        let variables: HashMap<String, String> = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Settings::of(&Agent::new("t"), &|name| variables.get(name).cloned())
+    }
+
+    #[test]
+    fn the_standard_variables_are_read() {
+        let (settings, problems) = read(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example:4318/"),
+            ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs.example/in"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abc, x-team = shop"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+            ("OTEL_METRICS_EXPORTER", "none"),
+            ("OTEL_SDK_DISABLED", "TRUE"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+            ("OTEL_PROPAGATORS", "b3, tracecontext"),
+            ("OTEL_BSP_SCHEDULE_DELAY", ""),
+        ]);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(settings.addresses[0], "https://collector.example:4318/v1/traces");
+        assert_eq!(settings.addresses[1], "http://logs.example/in");
+        assert_eq!(settings.headers, [("authorization".to_owned(), "Bearer abc".to_owned()), ("x-team".to_owned(), "shop".to_owned())]);
+        assert_eq!((settings.compression, settings.timeout), (Compression::Gzip, Duration::from_millis(2500)));
+        assert_eq!((settings.wanted, settings.disabled), ([true, true, false], true));
+        assert_eq!(settings.propagators, [Propagator::B3, Propagator::TraceContext]);
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_and_the_rest_holds() {
+        for (name, value) in [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "no pair"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+            ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ("OTEL_SDK_DISABLED", "yes"),
+            ("OTEL_PROPAGATORS", "jaeger"),
+            ("FIRSTFALL_AGENT_QUEUE_BYTES", "12"),
+        ] {
+            let (settings, problems) = read(&[(name, value)]);
+            assert_eq!(problems.len(), 1, "{name}");
+            let told = if name.ends_with("_HEADERS") { "its value" } else { value };
+            assert!(problems[0].starts_with(name) && problems[0].contains(told), "{problems:?}");
+            assert_eq!(settings.addresses[0], "http://127.0.0.1:4318/v1/traces");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_a_wrong_header_is_not_told() {
+        // The value is named so that it can be found; a header's may be a secret.
+        let (_, problems) = read(&[("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer s3cret%zz")]);
+        assert!(problems.len() == 1 && !problems[0].contains("s3cret"), "{problems:?}");
+    }
+}

@@ -1,0 +1,394 @@
+//! Spans and log records as OTLP writes them, straight into a buffer: nothing is copied before, nothing is kept beside it.
+//!
+//! Both `ScopeSpans.spans` and `ScopeLogs.log_records` are field 2, so an item is written as that field, with its length, and a request is
+//! made later by putting heads before what lies in the buffer (`request`).
+
+use opentelemetry::logs::AnyValue;
+use opentelemetry::trace::{SpanId, SpanKind, Status};
+use opentelemetry::{Array, InstrumentationScope, KeyValue, Value};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::logs::SdkLogRecord;
+use opentelemetry_sdk::trace::SpanData;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// `ScopeSpans.spans`, `ScopeLogs.log_records`.
+const ITEM: u32 = 2;
+
+/// Bytes of one text; what is longer is cut at a character. A log body of a megabyte is a mistake, and must not cost the others their place.
+pub const TEXT_MAX: usize = 64 << 10;
+/// Values within values, so that a hostile map cannot end the stack.
+const DEPTH_MAX: u32 = 16;
+
+pub fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+pub fn varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn tag(out: &mut Vec<u8>, field: u32, wire_type: u32) {
+    varint(out, u64::from(field << 3 | wire_type));
+}
+
+fn number(out: &mut Vec<u8>, field: u32, value: u64) {
+    if value != 0 {
+        tag(out, field, 0);
+        varint(out, value);
+    }
+}
+
+fn fixed64(out: &mut Vec<u8>, field: u32, value: u64) {
+    tag(out, field, 1);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn fixed32(out: &mut Vec<u8>, field: u32, value: u32) {
+    tag(out, field, 5);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn bytes(out: &mut Vec<u8>, field: u32, value: &[u8]) {
+    tag(out, field, 2);
+    varint(out, value.len() as u64);
+    out.extend_from_slice(value);
+}
+
+fn text(out: &mut Vec<u8>, field: u32, value: &str) {
+    if !value.is_empty() {
+        bytes(out, field, cut(value).as_bytes());
+    }
+}
+
+fn cut(value: &str) -> &str {
+    &value[..value.floor_char_boundary(TEXT_MAX)]
+}
+
+/// A message within a message. Its length comes before it and is known after it: one byte is left for it, and what is longer is moved.
+fn message(out: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut Vec<u8>)) {
+    tag(out, field, 2);
+    let place = out.len();
+    out.push(0);
+    write(out);
+    let length = out.len() - place - 1;
+    if length < 0x80 {
+        out[place] = length as u8;
+        return;
+    }
+    let mut prefix = [0u8; 10];
+    let mut used = 0;
+    let mut rest = length as u64;
+    while rest >= 0x80 {
+        prefix[used] = rest as u8 | 0x80;
+        rest >>= 7;
+        used += 1;
+    }
+    prefix[used] = rest as u8;
+    used += 1;
+    out.resize(out.len() + used - 1, 0);
+    out.copy_within(place + 1..place + 1 + length, place + used);
+    out[place..place + used].copy_from_slice(&prefix[..used]);
+}
+
+fn value(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Bool(v) => scalar_bool(out, *v),
+        Value::I64(v) => scalar_int(out, *v),
+        Value::F64(v) => fixed64(out, 4, v.to_bits()),
+        Value::String(v) => bytes(out, 1, cut(v.as_str()).as_bytes()),
+        Value::Array(array) => message(out, 5, |out| match array {
+            Array::Bool(list) => list.iter().for_each(|v| message(out, 1, |out| scalar_bool(out, *v))),
+            Array::I64(list) => list.iter().for_each(|v| message(out, 1, |out| scalar_int(out, *v))),
+            Array::F64(list) => list.iter().for_each(|v| message(out, 1, |out| fixed64(out, 4, v.to_bits()))),
+            Array::String(list) => list.iter().for_each(|v| message(out, 1, |out| bytes(out, 1, cut(v.as_str()).as_bytes()))),
+            _ => {}
+        }),
+        // A kind of value that a later version of the API brings is told as its text.
+        other => bytes(out, 1, cut(&other.as_str()).as_bytes()),
+    }
+}
+
+fn scalar_bool(out: &mut Vec<u8>, value: bool) {
+    tag(out, 2, 0);
+    out.push(value.into());
+}
+
+fn scalar_int(out: &mut Vec<u8>, value: i64) {
+    tag(out, 3, 0);
+    varint(out, value as u64);
+}
+
+fn any(out: &mut Vec<u8>, value: &AnyValue, depth: u32) {
+    match value {
+        AnyValue::Boolean(v) => scalar_bool(out, *v),
+        AnyValue::Int(v) => scalar_int(out, *v),
+        AnyValue::Double(v) => fixed64(out, 4, v.to_bits()),
+        AnyValue::String(v) => bytes(out, 1, cut(v.as_str()).as_bytes()),
+        AnyValue::Bytes(v) => bytes(out, 7, &v[..v.len().min(TEXT_MAX)]),
+        AnyValue::ListAny(list) if depth < DEPTH_MAX => {
+            message(out, 5, |out| list.iter().for_each(|v| message(out, 1, |out| any(out, v, depth + 1))));
+        }
+        AnyValue::Map(map) if depth < DEPTH_MAX => message(out, 6, |out| {
+            for (key, v) in map.iter() {
+                message(out, 1, |out| {
+                    text(out, 1, key.as_str());
+                    message(out, 2, |out| any(out, v, depth + 1));
+                });
+            }
+        }),
+        _ => {}
+    }
+}
+
+fn attributes<'a>(out: &mut Vec<u8>, field: u32, list: impl IntoIterator<Item = &'a KeyValue>) {
+    for pair in list {
+        message(out, field, |out| {
+            text(out, 1, pair.key.as_str());
+            message(out, 2, |out| value(out, &pair.value));
+        });
+    }
+}
+
+/// `Span.flags`: the trace flags, whether it is known where the parent is (bit 8), and whether it is elsewhere (bit 9).
+fn flags(sampled: u8, remote: bool) -> u32 {
+    u32::from(sampled) | 0x100 | if remote { 0x200 } else { 0 }
+}
+
+/// Appends a span. `trace_state` is what goes out as its state.
+pub fn span(out: &mut Vec<u8>, data: &SpanData, trace_state: &str) {
+    message(out, ITEM, |out| {
+        bytes(out, 1, &data.span_context.trace_id().to_bytes());
+        bytes(out, 2, &data.span_context.span_id().to_bytes());
+        text(out, 3, trace_state);
+        if data.parent_span_id != SpanId::INVALID {
+            bytes(out, 4, &data.parent_span_id.to_bytes());
+        }
+        text(out, 5, &data.name);
+        let kind = match data.span_kind {
+            SpanKind::Internal => 1,
+            SpanKind::Server => 2,
+            SpanKind::Client => 3,
+            SpanKind::Producer => 4,
+            SpanKind::Consumer => 5,
+        };
+        number(out, 6, kind);
+        fixed64(out, 7, nanos(data.start_time));
+        fixed64(out, 8, nanos(data.end_time));
+        attributes(out, 9, &data.attributes);
+        number(out, 10, data.dropped_attributes_count.into());
+        for event in data.events.iter() {
+            message(out, 11, |out| {
+                fixed64(out, 1, nanos(event.timestamp));
+                text(out, 2, &event.name);
+                attributes(out, 3, &event.attributes);
+                number(out, 4, event.dropped_attributes_count.into());
+            });
+        }
+        number(out, 12, data.events.dropped_count.into());
+        for link in data.links.iter() {
+            message(out, 13, |out| {
+                bytes(out, 1, &link.span_context.trace_id().to_bytes());
+                bytes(out, 2, &link.span_context.span_id().to_bytes());
+                text(out, 3, &link.span_context.trace_state().header());
+                attributes(out, 4, &link.attributes);
+                number(out, 5, link.dropped_attributes_count.into());
+                fixed32(out, 6, flags(link.span_context.trace_flags().to_u8(), link.span_context.is_remote()));
+            });
+        }
+        number(out, 14, data.links.dropped_count.into());
+        match &data.status {
+            Status::Unset => {}
+            Status::Ok => message(out, 15, |out| number(out, 3, 1)),
+            Status::Error { description } => message(out, 15, |out| {
+                text(out, 2, description);
+                number(out, 3, 2);
+            }),
+        }
+        fixed32(out, 16, flags(data.span_context.trace_flags().to_u8(), data.parent_span_is_remote));
+    });
+}
+
+/// Appends a log record.
+pub fn log(out: &mut Vec<u8>, record: &SdkLogRecord) {
+    message(out, ITEM, |out| {
+        if let Some(time) = record.timestamp() {
+            fixed64(out, 1, nanos(time));
+        }
+        number(out, 2, record.severity_number().map_or(0, |severity| severity as u64));
+        text(out, 3, record.severity_text().unwrap_or(""));
+        if let Some(body) = record.body() {
+            message(out, 5, |out| any(out, body, 0));
+        }
+        for (key, v) in record.attributes_iter() {
+            message(out, 6, |out| {
+                text(out, 1, key.as_str());
+                message(out, 2, |out| any(out, v, 0));
+            });
+        }
+        if let Some(context) = record.trace_context() {
+            fixed32(out, 8, context.trace_flags.map_or(0, |flags| flags.to_u8()).into());
+            bytes(out, 9, &context.trace_id.to_bytes());
+            bytes(out, 10, &context.span_id.to_bytes());
+        }
+        if let Some(time) = record.observed_timestamp() {
+            fixed64(out, 11, nanos(time));
+        }
+        text(out, 12, record.event_name().unwrap_or(""));
+    });
+}
+
+/// `Resource`, as the message's content.
+pub fn resource(resource: &Resource) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (key, v) in resource.iter() {
+        message(&mut out, 1, |out| {
+            text(out, 1, key.as_str());
+            message(out, 2, |out| value(out, v));
+        });
+    }
+    out
+}
+
+/// `InstrumentationScope`, as the message's content.
+pub fn scope(scope: &InstrumentationScope) -> Vec<u8> {
+    let mut out = Vec::new();
+    text(&mut out, 1, scope.name());
+    text(&mut out, 2, scope.version().unwrap_or(""));
+    attributes(&mut out, 3, scope.attributes());
+    out
+}
+
+/// A whole `ExportTraceServiceRequest` or `ExportLogsServiceRequest`: one resource, and for each scope its items.
+pub fn request<'a>(resource: &[u8], scopes: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
+    let mut out = Vec::new();
+    message(&mut out, 1, |out| {
+        bytes(out, 1, resource);
+        for (scope, items) in scopes {
+            message(out, 2, |out| {
+                bytes(out, 1, scope);
+                out.extend_from_slice(items);
+            });
+        }
+    });
+    out
+}
+
+/// How many of the bytes, from the front, are whole items and at most `limit` long (but at least one item), and how many items these are.
+pub fn whole_items(items: &[u8], limit: usize) -> (usize, u64) {
+    let (mut at, mut count) = (0, 0);
+    while at < items.len() {
+        // The tag is one byte: field 2, with a length.
+        let (mut length, mut shift, mut next) = (0usize, 0, at + 1);
+        loop {
+            let byte = items[next];
+            length |= usize::from(byte & 0x7f) << shift;
+            (shift, next) = (shift + 7, next + 1);
+            if byte < 0x80 {
+                break;
+            }
+        }
+        if next + length > limit && count > 0 {
+            break;
+        }
+        at = next + length;
+        count += 1;
+    }
+    (at, count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::trace::{Event, Link, SpanContext, TraceFlags, TraceId, TraceState};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::any_value;
+    use prost::Message;
+    use std::time::Duration;
+
+    fn sample(name: &'static str) -> SpanData {
+        let time = UNIX_EPOCH + Duration::from_nanos(1_800_000_000_123_456_789);
+        let context = |id: u64| {
+            let state = TraceState::from_key_value([("a", "1")]).expect("valid");
+            SpanContext::new(TraceId::from(7), SpanId::from(id), TraceFlags::SAMPLED, true, state)
+        };
+        let mut events = opentelemetry_sdk::trace::SpanEvents::default();
+        events.events = vec![Event::new("e", time, vec![KeyValue::new("k", 1)], 3)];
+        let mut links = opentelemetry_sdk::trace::SpanLinks::default();
+        links.links = vec![Link::new(context(9), vec![KeyValue::new("l", "ü".repeat(300))], 0)];
+        SpanData {
+            span_context: context(8),
+            parent_span_id: SpanId::from(6),
+            parent_span_is_remote: true,
+            span_kind: SpanKind::Client,
+            name: name.into(),
+            start_time: time,
+            end_time: time + Duration::from_millis(5),
+            attributes: vec![
+                KeyValue::new("int", i64::MIN),
+                KeyValue::new("bool", false),
+                KeyValue::new("double", -0.5),
+                KeyValue::new("list", Value::Array(Array::String(vec!["a".into(), "".into()]))),
+            ],
+            dropped_attributes_count: 2,
+            events,
+            links,
+            status: Status::error("broken"),
+            instrumentation_scope: InstrumentationScope::builder("s").with_version("1").build(),
+        }
+    }
+
+    #[test]
+    fn a_request_reads_back_value_for_value() {
+        let mut items = Vec::new();
+        span(&mut items, &sample("one"), "ot=th:8");
+        span(&mut items, &sample("two"), "");
+        let head = scope(&sample("x").instrumentation_scope);
+        let body = request(&resource(&Resource::builder_empty().with_service_name("svc").build()), [(&head[..], &items[..])]);
+        let read = ExportTraceServiceRequest::decode(&body[..]).expect("valid protobuf");
+        let resource = &read.resource_spans[0];
+        assert_eq!(resource.resource.as_ref().expect("there").attributes[0].key, "service.name");
+        let scope = &resource.scope_spans[0];
+        assert_eq!(scope.scope.as_ref().map(|s| (s.name.as_str(), s.version.as_str())), Some(("s", "1")));
+        let [one, two] = &scope.spans[..] else { panic!("two spans") };
+        assert_eq!((one.name.as_str(), two.name.as_str(), one.trace_state.as_str()), ("one", "two", "ot=th:8"));
+        assert_eq!((one.kind, one.flags, one.dropped_attributes_count), (3, 0x301, 2));
+        assert_eq!(one.end_time_unix_nano - one.start_time_unix_nano, 5_000_000);
+        assert_eq!((one.parent_span_id.as_slice(), one.span_id.as_slice()), (&6u64.to_be_bytes()[..], &8u64.to_be_bytes()[..]));
+        let value = |at: usize| one.attributes[at].value.clone().and_then(|v| v.value);
+        assert_eq!(value(0), Some(any_value::Value::IntValue(i64::MIN)));
+        assert_eq!(value(1), Some(any_value::Value::BoolValue(false)));
+        assert_eq!(value(2), Some(any_value::Value::DoubleValue(-0.5)));
+        let Some(any_value::Value::ArrayValue(list)) = value(3) else { panic!("a list") };
+        assert_eq!(list.values.len(), 2);
+        assert_eq!(one.events[0].dropped_attributes_count, 3);
+        let link = one.links[0].attributes[0].value.clone().and_then(|v| v.value);
+        assert_eq!(link, Some(any_value::Value::StringValue("ü".repeat(300))));
+        assert_eq!(one.status.as_ref().map(|s| (s.code, s.message.as_str())), Some((2, "broken")));
+    }
+
+    #[test]
+    fn items_are_parted_where_one_ends() {
+        let mut items = Vec::new();
+        let ends: Vec<usize> = (0..3)
+            .map(|_| {
+                span(&mut items, &sample("n"), "");
+                items.len()
+            })
+            .collect();
+        assert_eq!(whole_items(&items, usize::MAX), (ends[2], 3));
+        assert_eq!(whole_items(&items, ends[1]), (ends[1], 2));
+        assert_eq!(whole_items(&items, ends[1] - 1), (ends[0], 1));
+        assert_eq!(whole_items(&items, 1), (ends[0], 1), "one at least");
+    }
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let mut out = Vec::new();
+        text(&mut out, 1, &"ü".repeat(TEXT_MAX));
+        assert!(out.len() <= TEXT_MAX + 5 && std::str::from_utf8(&out[4..]).is_ok());
+    }
+}
