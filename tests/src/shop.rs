@@ -26,6 +26,8 @@ pub struct Fault {
     pub payments_refuses: u64,
     /// orders gives up on payments after so long; 0: it waits.
     pub orders_waits: u64,
+    /// Of the requests that go well only one in eight is kept, and says so; all of those that fail are.
+    pub sampled: bool,
     /// payments says that it is version 2 instead of 1.
     pub payments_new: bool,
 }
@@ -144,7 +146,16 @@ impl Shop {
         let mut by_service: std::collections::BTreeMap<String, Vec<Json>> = Default::default();
         for n in 0..self.rate {
             let at = self.start + second * 1_000_000_000 + n * (1_000_000_000 / self.rate);
-            for (service, span) in self.request(at, fault) {
+            let mut spans = self.request(at, fault);
+            if fault.sampled {
+                let failed = spans[0].1.get("status").is_some();
+                if !failed && self.random.below(8) > 0 {
+                    continue;
+                }
+                let state = if failed { "ot=th:0" } else { "ot=th:e" };
+                spans.iter_mut().for_each(|(_, span)| span["traceState"] = json!(state));
+            }
+            for (service, span) in spans {
                 by_service.entry(service).or_default().push(span);
             }
         }

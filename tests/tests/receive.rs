@@ -1,6 +1,6 @@
 //! What clients are answered, by the OTLP specification.
 
-use harness::{Server, corpus};
+use harness::{Server, corpus, wait_for};
 use serde_json::{Value as Json, json};
 
 const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
@@ -243,4 +243,33 @@ fn one_token_guards_every_port() {
 fn harness_free_get(address: &str, path: &str) -> u16 {
     let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
     agent.get(format!("http://{address}{path}")).call().expect("answered").status().as_u16()
+}
+
+#[test]
+fn a_sampled_span_counts_for_those_that_it_stands_for_and_the_answer_says_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let now = now();
+    let span = |n: u64, service: &str, state: &str, failed: bool| {
+        let (kind, status) = if service == "front" { (3, 0) } else { (2, if failed { 2 } else { 0 }) };
+        json!({"traceId": format!("{:032x}", n + 1), "spanId": format!("{:016x}", n * 2 + u64::from(kind == 2) + 1),
+            "parentSpanId": if kind == 2 { format!("{:016x}", n * 2 + 1) } else { String::new() }, "name": "GET /x", "kind": kind,
+            "traceState": state, "status": {"code": status},
+            "startTimeUnixNano": (now - 60_000_000_000).to_string(), "endTimeUnixNano": (now - 59_990_000_000).to_string()})
+    };
+    for service in ["front", "back"] {
+        // 200 of 800 were taken; all ten that failed were kept.
+        let well = (0..200).map(|n| span(n, service, "other=1,ot=th:c", false));
+        let spans: Vec<_> = well.chain((200..210).map(|n| span(n, service, "ot=th:0", true))).collect();
+        let body = json!({"resourceSpans": [{"resource": {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]},
+            "scopeSpans": [{"spans": spans}]}]});
+        assert_eq!(server.send_json("traces", &body).0, 200);
+    }
+    let back = server.api("/api/v1/services/back");
+    assert_eq!((back["requests"].as_u64(), back["errors"].as_u64(), back["exact"].as_bool()), (Some(810), Some(10), Some(false)), "{back}");
+    let edge = wait_for("the edge", || {
+        let topology = server.api("/api/v1/topology");
+        topology["edges"].as_array()?.iter().find(|e| e["from"] == "service:front" && e["to"] == "service:back").cloned()
+    });
+    assert_eq!((edge["calls"].as_u64(), edge["exact"].as_bool()), (Some(810), Some(false)), "{edge}");
 }

@@ -129,6 +129,17 @@ fn a_caller_that_does_not_wait_long_enough_is_told_and_so_is_silence() {
 }
 
 #[test]
+fn sampling_neither_hides_nor_invents_a_failure() {
+    // One request in a hundred fails. From the eighth minute on a sampler keeps all of these and an eighth of the rest, so that every twelfth that arrives has failed.
+    let begins = |s: u64| Fault { payments_fails: 1, sampled: minute(s) >= 8, ..Fault::default() };
+    assert!(run(16, false, begins).is_empty());
+    let fault = |s: u64| Fault { payments_fails: if minute(s) >= 8 { 30 } else { 1 }, sampled: true, ..Fault::default() };
+    let incidents = run(11, false, fault);
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    assert_eq!(incidents[0].diagnosis.origins[0].service, "payments");
+}
+
+#[test]
 fn failures_in_the_first_minute_are_found_by_the_objective() {
     let incidents = run(3, false, |s| Fault { payments_fails: if s >= 30 { 30 } else { 0 }, ..Fault::default() });
     assert_eq!(incidents.len(), 1);

@@ -3,6 +3,7 @@
 
 use super::names::{Names, Node, NodeId, NodeKind, TextId};
 use firstfall_store::batch::{Batch, Field, Kind, ValueRef, marks};
+use firstfall_store::sampling::Weights;
 use firstfall_store::value::{Resource, Stored, text_of};
 use firstfall_store::{Service, Signal};
 use hashbrown::HashMap;
@@ -31,6 +32,8 @@ pub struct SpanFact {
     pub refusal: Option<Refusal>,
     /// Whom it calls, by its attributes.
     pub peer: Option<NodeId>,
+    /// How many spans it stands for, where they are sampled.
+    pub weight: u32,
 }
 
 /// Answers that say no. Each alone is ordinary; a surge of one is a symptom: a certificate or token that ran out, rights that somebody took away,
@@ -354,6 +357,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
         .iter()
         .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
         .collect();
+    let weights = Weights::of(batch);
     let with_status = roles.iter().any(|role| matches!(role, Says::HttpStatus | Says::GrpcStatus));
     let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
     facts.spans.reserve(batch.rows() >> thinning.0);
@@ -397,6 +401,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             request: batch.marks[row] & marks::REQUEST != 0,
             refusal,
             peer: peer.filter(|peer| *peer != node),
+            weight: weights.at(row),
         });
     }
 }

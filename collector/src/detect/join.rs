@@ -4,7 +4,7 @@
 use super::clocks::Clocks;
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
-use super::windows::{Cell, Event, LogClass, Subject, Windows};
+use super::windows::{Called, Cell, Event, LogClass, Subject, Windows};
 use hashbrown::{HashMap, HashSet};
 
 /// Spans that wait for the rest of their traces; with the trace around it one takes about 250 bytes. Past it the oldest traces are counted
@@ -201,8 +201,8 @@ fn retries(spans: &[SpanFact], callees: &[Option<NodeId>], windows: &mut Windows
     for (span, to) in spans.iter().zip(callees) {
         let Some(to) = *to else { continue };
         if failed.get(&(span.parent, to)).is_some_and(|ends| ends.iter().any(|end| *end <= span.start)) {
-            windows.add(Subject::Retry { from: span.node, to }, span.end, &Cell::of(0, span.failed));
-            windows.add_retry(span.node, to, span.end);
+            windows.add(Subject::Retry { from: span.node, to }, span.end, &Cell::of(0, span.failed).times(span.weight));
+            windows.add_retry(span.node, to, span.end, span.weight);
         }
     }
 }
@@ -250,50 +250,60 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
         match to {
             Some(to) => {
                 let waited = span.end.saturating_sub(span.start);
-                windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(waited, span.failed));
-                windows.add_call(span.node, to, span.end, waited, own, span.failed);
+                windows.add(Subject::Call { from: span.node, to }, span.end, &Cell::of(waited, span.failed).times(span.weight));
+                let (failed, stands_for) = (span.failed, span.weight);
+                windows.add_call(span.node, to, Called { time: span.end, ns: waited, unexplained: own, failed, stands_for });
                 if span.kind == PRODUCER && span.peer == Some(to) {
                     for taken in tree.children(at).filter(|child| child.kind == CONSUMER && child.node != span.node) {
                         let duration = taken.end.saturating_sub(taken.start);
-                        windows.add(Subject::Call { from: to, to: taken.node }, taken.end, &Cell::of(duration, taken.failed));
-                        windows.add_call(to, taken.node, taken.end, duration, 0, taken.failed);
+                        let (failed, stands_for) = (taken.failed, taken.weight);
+                        windows.add(Subject::Call { from: to, to: taken.node }, taken.end, &Cell::of(duration, failed).times(stands_for));
+                        windows.add_call(to, taken.node, Called { time: taken.end, ns: duration, unexplained: 0, failed, stands_for });
                     }
                 }
-                windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins));
+                windows.add(Subject::Wait { from: span.node, to }, span.end, &Cell::of(own, begins).times(span.weight));
                 let answered_later = |child: &&SpanFact| child.node == to && !child.failed && child.end > span.end;
                 if let (true, Some(answer)) = (span.failed && span.kind == CLIENT, tree.children(at).find(answered_later)) {
                     let took = answer.end.saturating_sub(answer.start);
-                    windows.add(Subject::GivenUp { from: span.node, to }, span.end, &Cell::of(took, false));
+                    windows.add(Subject::GivenUp { from: span.node, to }, span.end, &Cell::of(took, false).times(span.weight));
                 }
                 if reach(top, Event::Calls(to)) {
                     let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Calls(to) };
-                    windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+                    windows.add(subject, request.end, &Cell { count: request.weight, ..Cell::default() });
                 }
             }
-            None => windows.add(Subject::Own { node: span.node, operation: span.operation }, span.end, &Cell::of(own, begins)),
+            None => windows.add(
+                Subject::Own { node: span.node, operation: span.operation },
+                span.end,
+                &Cell::of(own, begins).times(span.weight),
+            ),
         }
         match span.refusal {
             Some(refusal) if top == at && span.kind == SERVER => {
                 let event = Event::IsRefused(refusal);
                 let subject = Subject::Reach { node: span.node, operation: span.operation, event };
-                windows.add(subject, span.end, &Cell { count: 1, ..Cell::default() });
+                windows.add(subject, span.end, &Cell { count: span.weight, ..Cell::default() });
             }
             // What a service refuses its own spans tell.
             Some(refusal) if tree.children(at).all(|child| child.node == span.node) => {
                 let event = to.filter(|_| span.kind == CLIENT).map(|to| Event::IsRefusedBy(to, refusal));
                 if let Some(event) = event.filter(|event| reach(top, *event)) {
                     let subject = Subject::Reach { node: request.node, operation: request.operation, event };
-                    windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+                    windows.add(subject, request.end, &Cell { count: request.weight, ..Cell::default() });
                 }
             }
             _ => {}
         }
         if top == at {
             let duration = span.end.saturating_sub(span.start);
-            windows.add(Subject::Request { node: span.node, operation: span.operation }, span.end, &Cell::of(duration, span.failed));
+            windows.add(
+                Subject::Request { node: span.node, operation: span.operation },
+                span.end,
+                &Cell::of(duration, span.failed).times(span.weight),
+            );
         } else if reach(top, Event::Step(span.operation)) {
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Step(span.operation) };
-            windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+            windows.add(subject, request.end, &Cell { count: request.weight, ..Cell::default() });
         }
     }
     retries(&trace.spans, &callees, windows);
@@ -303,7 +313,7 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
         if reach(top, Event::Says(log.pattern)) {
             let request = &trace.spans[top];
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Says(log.pattern) };
-            windows.add(subject, request.end, &Cell { count: 1, ..Cell::default() });
+            windows.add(subject, request.end, &Cell { count: request.weight, ..Cell::default() });
         }
     }
 }
@@ -329,6 +339,7 @@ mod tests {
             request: false,
             refusal: None,
             peer: None,
+            weight: 1,
         }
     }
 

@@ -410,7 +410,8 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
             from,
             signal: Signal::Errors,
             what: String::new(),
-            score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())),
+            // What was counted is as sure as the number of failures that were seen, not as those that they stand for.
+            score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())) / is.failures_each().sqrt(),
             harm: (share1 - share0).max(0.0) * f64::from(is.count) / seconds,
             before: said0,
             after: said1,

@@ -90,17 +90,35 @@ pub struct Cell {
     pub count: u32,
     pub errors: u32,
     pub sum_ns: u64,
+    /// Failures that were seen; where they are sampled they stand for more.
+    pub seen: u32,
 }
 
 impl Cell {
     pub fn of(ns: u64, failed: bool) -> Cell {
-        Cell { count: 1, errors: failed.into(), sum_ns: ns }
+        Cell { count: 1, errors: failed.into(), sum_ns: ns, seen: failed.into() }
+    }
+
+    /// The same of a span that stands for several.
+    pub fn times(self, weight: u32) -> Cell {
+        Cell {
+            count: self.count.saturating_mul(weight),
+            errors: self.errors.saturating_mul(weight),
+            sum_ns: self.sum_ns.saturating_mul(weight.into()),
+            seen: self.seen,
+        }
+    }
+
+    /// How many failures one that was seen stands for.
+    pub fn failures_each(&self) -> f64 {
+        if self.seen == 0 { 1.0 } else { f64::from(self.errors) / f64::from(self.seen) }
     }
 
     pub fn add(&mut self, other: &Cell) {
         self.count = self.count.saturating_add(other.count);
         self.errors = self.errors.saturating_add(other.errors);
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.seen = self.seen.saturating_add(other.seen);
     }
 }
 
@@ -182,6 +200,17 @@ pub struct Windows {
     pub weight: Weight,
 }
 
+/// A call for the map: when it ended, how long the caller waited, how much of that the callee does not explain.
+#[derive(Clone, Copy, Debug)]
+pub struct Called {
+    pub time: u64,
+    pub ns: u64,
+    pub unexplained: u64,
+    pub failed: bool,
+    /// How many calls it stands for, where they are sampled.
+    pub stands_for: u32,
+}
+
 /// How many traces each one stands for.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight(pub u32);
@@ -193,21 +222,22 @@ impl Default for Weight {
 }
 
 impl Windows {
-    /// Notes a call for the map: how long the caller waited, and how much of that the callee does not explain.
-    pub fn add_call(&mut self, from: NodeId, to: NodeId, time: u64, ns: u64, unexplained: u64, failed: bool) {
-        let Weight(weight) = self.weight;
+    /// Notes a call for the map.
+    pub fn add_call(&mut self, from: NodeId, to: NodeId, call: Called) {
+        let Called { time, ns, unexplained, failed, stands_for } = call;
+        let weight = self.weight.0.saturating_mul(stands_for);
         let Some(edge) = self.edge_at(from, to, time) else { return };
         edge.attempts += u64::from(weight);
         edge.errors += u64::from(weight) * u64::from(failed);
         edge.sum_ns = edge.sum_ns.saturating_add(ns.saturating_mul(weight.into()));
         edge.unexplained_ns = edge.unexplained_ns.saturating_add(unexplained.saturating_mul(weight.into()));
         edge.estimated |= weight > 1;
-        edge.durations.record(ns);
+        edge.durations.record_many(ns, stands_for);
     }
 
     /// Notes that one of them was made again after a failure.
-    pub fn add_retry(&mut self, from: NodeId, to: NodeId, time: u64) {
-        let Weight(weight) = self.weight;
+    pub fn add_retry(&mut self, from: NodeId, to: NodeId, time: u64, stands_for: u32) {
+        let weight = self.weight.0.saturating_mul(stands_for);
         if let Some(edge) = self.edge_at(from, to, time) {
             edge.retries += u64::from(weight);
         }

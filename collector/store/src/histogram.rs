@@ -40,6 +40,11 @@ impl Histogram {
         self.add(bucket_of(ns), 1);
     }
 
+    /// A value that stands for several.
+    pub fn record_many(&mut self, ns: u64, count: u32) {
+        self.add(bucket_of(ns), count);
+    }
+
     #[inline]
     fn add(&mut self, bucket: u16, count: u32) {
         match self.buckets.binary_search_by_key(&bucket, |(b, _)| *b) {

@@ -28,6 +28,7 @@ mod rebuild;
 mod recent;
 mod recovery;
 pub mod rollup;
+pub mod sampling;
 mod sealer;
 pub mod segment;
 pub mod sql;

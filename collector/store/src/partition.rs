@@ -539,7 +539,7 @@ impl Partition {
         for (level, minute) in crowded {
             let rows: Vec<(i64, Vec<u8>)> = self.select(|connection| {
                 let mut select = connection.prepare_cached(
-                    "SELECT id, body FROM rollup WHERE level = ?1 AND minute = ?2 AND id <= ?3 AND version = ?4 ORDER BY id",
+                    "SELECT id, body FROM rollup WHERE level = ?1 AND minute = ?2 AND id <= ?3 AND version <= ?4 ORDER BY id",
                 )?;
                 select.query_map(params![level, minute, end, ROLLUP_VERSION], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
             })?;

@@ -7,21 +7,26 @@
 //! A span counts in the window in which it **ends**.
 //!
 //! ```text
-//! body(version 1) := zstd( count of names, names, groups )
+//! body(version 2) := zstd( count of names, names, groups )
 //! group           := service, length of its cells in bytes, cells
-//! cell            := window in the minute, kind, name, calls, errors, sum ns, count of buckets, buckets(delta, count)
+//! cell            := window in the minute (+ 128: estimated, as some of its spans stand for others), kind, name, calls, errors, sum ns, count of buckets, buckets(delta, count)
 //! ```
+//!
+//! Version 1 is the same, with no cell estimated.
 //!
 //! A question about one service steps over the groups of the others.
 
 use crate::batch::{Batch, Interner, marks};
 use crate::histogram::{Histogram, Sum};
 use crate::pack::{Cursor, Writer, corrupt, frame};
+use crate::sampling::Weights;
 use crate::{Damaged, NANOS_PER_SECOND, Service, Signal};
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 
-pub const ROLLUP_VERSION: u32 = 1;
+pub const ROLLUP_VERSION: u32 = 2;
+/// In the byte of the window, of which there are six in a minute.
+const ESTIMATED: u8 = 0x80;
 pub const WINDOW: u64 = 10 * NANOS_PER_SECOND;
 /// Rollups of a minute are one BLOB.
 pub const MINUTE: u64 = 60 * NANOS_PER_SECOND;
@@ -60,6 +65,8 @@ pub struct Cell {
     pub errors: u64,
     pub sum_ns: u64,
     pub histogram: Histogram,
+    /// Some of its spans were sampled, and stand for others.
+    pub estimated: bool,
 }
 
 impl Cell {
@@ -68,6 +75,7 @@ impl Cell {
         self.errors = self.errors.saturating_add(other.errors);
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.histogram.merge(&other.histogram);
+        self.estimated |= other.estimated;
     }
 }
 
@@ -78,6 +86,7 @@ pub struct CellSum {
     pub errors: u64,
     sum_ns: u64,
     histogram: Sum,
+    estimated: bool,
 }
 
 impl CellSum {
@@ -86,10 +95,11 @@ impl CellSum {
         self.errors = self.errors.saturating_add(cell.errors);
         self.sum_ns = self.sum_ns.saturating_add(cell.sum_ns);
         self.histogram.add(&cell.histogram);
+        self.estimated |= cell.estimated;
     }
 
     pub fn finish(&self) -> Cell {
-        Cell { calls: self.calls, errors: self.errors, sum_ns: self.sum_ns, histogram: self.histogram.finish() }
+        Cell { calls: self.calls, errors: self.errors, sum_ns: self.sum_ns, histogram: self.histogram.finish(), estimated: self.estimated }
     }
 }
 
@@ -217,6 +227,7 @@ impl Rollups {
         let mut overflowed = 0;
         let mut lane_cells: Vec<Option<LaneCells>> = batch.lanes.iter().map(|_| None).collect();
         let mut latest = vec![0u64; batch.resources.len()];
+        let weights = Weights::of(batch);
         const NONE: u32 = u32::MAX;
         for row in 0..batch.rows() {
             let lane = batch.lane[row] as usize;
@@ -245,18 +256,20 @@ impl Rollups {
                 lane_cells[lane].as_mut().expect("it was set above").service_cells[class as usize] = service_cell;
             }
             let error = u64::from(row_marks & marks::ERROR != 0);
+            let weight = weights.at(row);
             let duration = batch.duration[row].max(0) as u64;
             for (cell, timed) in [(service_cell, class != ITEMS), (operation, true)] {
                 if cell == NONE {
                     continue;
                 }
                 let cell = &mut self.values[cell as usize];
-                cell.calls += 1;
-                cell.errors += error;
+                cell.calls += u64::from(weight);
+                cell.errors += error * u64::from(weight);
+                cell.estimated |= weight > 1;
                 // Nobody asks for the latency of everything that is not a request.
                 if spans && timed {
-                    cell.sum_ns = cell.sum_ns.saturating_add(duration);
-                    cell.histogram.record(duration);
+                    cell.sum_ns = cell.sum_ns.saturating_add(duration.saturating_mul(weight.into()));
+                    cell.histogram.record_many(duration, weight);
                 }
             }
         }
@@ -341,7 +354,7 @@ pub fn encode_cells<'a>(minute: u64, cells: impl Iterator<Item = EncodedCell<'a>
     let mut group = Vec::new();
     let mut cells = cells.peekable();
     while let Some(cell) = cells.next() {
-        group.push(((cell.window - minute) / WINDOW) as u8);
+        group.push(((cell.window - minute) / WINDOW) as u8 | if cell.cell.estimated { ESTIMATED } else { 0 });
         group.push(cell.kind);
         group.varint(names.intern(cell.name.as_bytes()).into());
         group.varint(cell.cell.calls);
@@ -384,7 +397,9 @@ pub fn decode_cells(
             continue;
         }
         while group.left() > 0 {
-            let window = minute.saturating_add(u64::from(group.byte()?) * WINDOW);
+            let window = group.byte()?;
+            cell.estimated = window & ESTIMATED != 0;
+            let window = minute.saturating_add(u64::from(window & !ESTIMATED) * WINDOW);
             let kind = group.byte()?;
             let name = *names.get(group.u32()? as usize).ok_or(corrupt("a cell without its name"))?;
             let name = std::str::from_utf8(name).map_err(|_| corrupt("a name that is not UTF-8"))?;
@@ -427,7 +442,7 @@ mod tests {
 
     #[test]
     fn cells_are_read_as_written() {
-        let mut cell = Cell { calls: 3, errors: 1, sum_ns: 600, histogram: Histogram::default() };
+        let mut cell = Cell { calls: 3, errors: 1, sum_ns: 600, histogram: Histogram::default(), estimated: true };
         [100, 200, 300].into_iter().for_each(|ns| cell.histogram.record(ns));
         let body =
             encode_cells(MINUTE, std::iter::once(EncodedCell { window: MINUTE + WINDOW, service: 7, kind: 2, name: "GET /", cell: &cell }));

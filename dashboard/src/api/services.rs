@@ -108,7 +108,7 @@ fn service_json(judged: &Judged, range: &Range) -> Json {
         "instances": summary.instances.iter().filter(|i| !i.id.is_empty()).count().max(usize::from(!summary.instances.is_empty())),
         "last_seen": times::rfc3339(summary.last_seen),
         "by_roots": summary.by_roots,
-        "exact": true,
+        "exact": !requests.estimated,
     })
 }
 
@@ -198,8 +198,9 @@ pub async fn red(State(app): State<App>, Path(name): Path<String>, query: Query)
             })
         })
         .collect();
+    let exact = !service.points.iter().any(|point| point.cell.estimated);
     Ok(respond(
         &json!({"service": service.service.name, "namespace": service.service.namespace, "environment": service.service.environment,
-        "step_ns": step, "exact": true, "points": points}),
+        "step_ns": step, "exact": exact, "points": points}),
     ))
 }
