@@ -20,10 +20,13 @@
 mod body;
 mod call;
 mod client;
+mod doctor;
 mod export;
 mod panics;
 mod processors;
 mod propagate;
+#[cfg(feature = "prometheus")]
+mod registry;
 pub mod resilience;
 mod resource;
 mod runtime;
@@ -40,6 +43,7 @@ pub use call::Call;
 #[cfg(feature = "reqwest")]
 pub use client::Client;
 pub use client::{Calling, ClientLayer};
+pub use doctor::{Check, Checkup};
 pub use export::{Account, Loss, Signal};
 pub use runtime::watch_runtime;
 pub use sampling::Sampling;
@@ -47,6 +51,8 @@ pub use sampling::Sampling;
 pub use server::{Served, ServerLayer};
 pub use settings::Compression;
 pub use setup::{Agent, Ended, InitError, Telemetry, init};
+/// For [`Agent::level`].
+pub use tracing_subscriber::filter::LevelFilter;
 pub use work::{Carried, carried, spawn, spawn_blocking, spawn_thread};
 
 /// An [`Agent`] with the name and version of the Cargo package that calls it.

@@ -77,11 +77,20 @@ impl LogProcessor for Logs {
 
 pub(crate) struct Metrics {
     pub exporter: Exporter,
+    #[cfg(feature = "prometheus")]
+    pub registries: crate::registry::Registries,
+    #[cfg(feature = "prometheus")]
+    pub started: std::time::SystemTime,
 }
 
 impl PushMetricExporter for Metrics {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        let request = ExportMetricsServiceRequest::from(metrics);
+        #[cfg_attr(not(feature = "prometheus"), expect(unused_mut, reason = "registries are added to it"))]
+        let mut request = ExportMetricsServiceRequest::from(metrics);
+        #[cfg(feature = "prometheus")]
+        if let (Some(scope), Some(resource)) = (self.registries.metrics(self.started), request.resource_metrics.first_mut()) {
+            resource.scope_metrics.push(scope);
+        }
         let points =
             request.resource_metrics.iter().flat_map(|r| &r.scope_metrics).flat_map(|s| &s.metrics).map(|metric| match &metric.data {
                 Some(Data::Gauge(data)) => data.data_points.len(),

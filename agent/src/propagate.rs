@@ -188,8 +188,10 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
 }
 
 /// Reads headers, all values of a name.
+#[cfg(any(feature = "axum", test))]
 pub(crate) struct Headers<'a>(pub &'a http::HeaderMap);
 
+#[cfg(any(feature = "axum", test))]
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()

@@ -1,10 +1,11 @@
-//! What the agent is told by the environment: the `OTEL_*` variables of the OpenTelemetry specification, which go over what code says, and two of
-//! our own. A wrong value is named, left out, and never stops the service.
+//! What the agent is told by the environment: the `OTEL_*` variables of the OpenTelemetry specification, which go over what code says, and three of
+//! our own (`FIRSTFALL_AGENT_SPOOL`, `FIRSTFALL_AGENT_QUEUE_BYTES`, `FIRSTFALL_AGENT_LEVEL`). A wrong value is named, left out, and never stops the service.
 
 use crate::sampling::Sampling;
 use crate::setup::Agent;
 use std::path::PathBuf;
 use std::time::Duration;
+use tracing_subscriber::filter::LevelFilter;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
@@ -42,6 +43,7 @@ pub(crate) struct Settings {
     pub spool_age: Duration,
     pub sampling: Sampling,
     pub propagators: Vec<Propagator>,
+    pub level: LevelFilter,
 }
 
 /// Between attempts at reading variables: what was wrong, in sentences that name the variable.
@@ -201,6 +203,8 @@ impl Settings {
                     .collect()
             })
             .unwrap_or_else(|| vec![Propagator::TraceContext, Propagator::Baggage, Propagator::B3]);
+        let levels = "a level: off, error, warn, info, debug, trace";
+        let level = reader.read(&["FIRSTFALL_AGENT_LEVEL"], levels, |text| text.parse().ok()).unwrap_or(agent.level);
         let spool = reader.text("FIRSTFALL_AGENT_SPOOL").map(PathBuf::from).or_else(|| agent.spool.clone());
         let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes >= 64 << 10);
         let queue_bytes =
@@ -220,6 +224,7 @@ impl Settings {
             spool_age: agent.spool_age,
             sampling,
             propagators,
+            level,
         };
         (settings, reader.problems)
     }

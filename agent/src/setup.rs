@@ -16,10 +16,11 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tracing::Subscriber;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn};
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// How long dropping the guard may take: an orchestrator's grace period is usually ten seconds or more.
 const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(3);
@@ -64,6 +65,9 @@ pub struct Agent {
     pub(crate) spool_age: Duration,
     pub(crate) sampling: Sampling,
     subscriber: bool,
+    #[cfg(feature = "prometheus")]
+    exposition: bool,
+    pub(crate) level: LevelFilter,
     runtime_metrics: bool,
     panics: bool,
 }
@@ -96,6 +100,9 @@ impl Agent {
             spool_age: Duration::from_secs(24 * 3600),
             sampling: Sampling::default(),
             subscriber: true,
+            #[cfg(feature = "prometheus")]
+            exposition: false,
+            level: LevelFilter::INFO,
             runtime_metrics: true,
             panics: true,
         }
@@ -178,9 +185,22 @@ impl Agent {
         self
     }
 
+    /// Spans and events of `tracing` below this level are not exported; INFO unless told otherwise. What the terminal shows is `RUST_LOG`'s to say.
+    pub fn level(mut self, level: LevelFilter) -> Agent {
+        self.level = level;
+        self
+    }
+
     /// Which traces are taken; all unless told otherwise.
     pub fn sampling(mut self, sampling: Sampling) -> Agent {
         self.sampling = sampling;
+        self
+    }
+
+    /// Keeps all metrics also for [`Telemetry::exposition`], in Prometheus' text format.
+    #[cfg(feature = "prometheus")]
+    pub fn with_exposition(mut self) -> Agent {
+        self.exposition = true;
         self
     }
 
@@ -244,6 +264,11 @@ struct Providers {
     logger: SdkLoggerProvider,
     meter: SdkMeterProvider,
     wanted: [bool; 3],
+    level: LevelFilter,
+    #[cfg(feature = "prometheus")]
+    registries: crate::registry::Registries,
+    #[cfg(feature = "prometheus")]
+    exposed: Option<prometheus::Registry>,
 }
 
 /// Keeps telemetry going. Flushes and ends it within three seconds when dropped.
@@ -281,9 +306,26 @@ impl Telemetry {
             logger = logger.with_log_processor(Logs { exporter: exporter.clone() });
         }
         let mut meter = SdkMeterProvider::builder().with_resource(resource);
+        #[cfg(feature = "prometheus")]
+        let registries = crate::registry::Registries::default();
         if metrics {
-            let reader = PeriodicReader::builder(Metrics { exporter: exporter.clone() }).with_interval(settings.metric_interval);
-            meter = meter.with_reader(reader.build());
+            let to_collector = Metrics {
+                exporter: exporter.clone(),
+                #[cfg(feature = "prometheus")]
+                registries: registries.clone(),
+                #[cfg(feature = "prometheus")]
+                started: std::time::SystemTime::now(),
+            };
+            meter = meter.with_reader(PeriodicReader::builder(to_collector).with_interval(settings.metric_interval).build());
+        }
+        #[cfg(feature = "prometheus")]
+        let exposed = agent.exposition.then(prometheus::Registry::new);
+        #[cfg(feature = "prometheus")]
+        if let Some(registry) = &exposed {
+            match opentelemetry_prometheus::exporter().with_registry(registry.clone()).build() {
+                Ok(reader) => meter = meter.with_reader(reader),
+                Err(error) => self.problems.push(format!("the exposition of metrics: {error}")),
+            }
         }
         let (tracer, logger, meter) = (tracer.build(), logger.build(), meter.build());
         global::set_text_map_propagator(Propagation::new(&settings.propagators));
@@ -297,7 +339,28 @@ impl Telemetry {
         if agent.panics && logs {
             panics::report();
         }
-        self.providers = Some(Providers { exporter, tracer, logger, meter, wanted: settings.wanted });
+        self.providers = Some(Providers {
+            exporter,
+            tracer,
+            logger,
+            meter,
+            wanted: settings.wanted,
+            level: settings.level,
+            #[cfg(feature = "prometheus")]
+            registries,
+            #[cfg(feature = "prometheus")]
+            exposed,
+        });
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn registries(&self) -> Option<&crate::registry::Registries> {
+        Some(&self.providers.as_ref()?.registries)
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn exposed(&self) -> Option<&prometheus::Registry> {
+        self.providers.as_ref()?.exposed.as_ref()
     }
 
     /// What was wrong with the settings, in sentences that name them. Empty when all is well.
@@ -311,6 +374,9 @@ impl Telemetry {
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
         let providers = self.providers.as_ref();
+        let level = providers.map_or(LevelFilter::OFF, |providers| providers.level);
+        // Of the level for both, so that what is below costs what it costs without the agent.
+        let of_interest = move |m: &tracing::Metadata<'_>| *m.level() <= level && of_the_service(m.target());
         let to_spans = providers.filter(|providers| providers.wanted[Signal::Spans as usize]).map(|providers| {
             tracing_opentelemetry::layer()
                 .with_tracer(providers.tracer.tracer("firstfall-agent"))
@@ -321,11 +387,11 @@ impl Telemetry {
                 .with_level(false)
                 // A handler that logs an error may still answer well; the status is the server span's to say.
                 .with_error_events_to_status(false)
-                .with_filter(filter_fn(|m| of_the_service(m.target())))
+                .with_filter(filter_fn(of_interest).with_max_level_hint(level))
         });
-        let to_logs = providers
-            .filter(|providers| providers.wanted[Signal::Logs as usize])
-            .map(|providers| OpenTelemetryTracingBridge::new(&providers.logger).with_filter(filter_fn(|m| of_the_service(m.target()))));
+        let to_logs = providers.filter(|providers| providers.wanted[Signal::Logs as usize]).map(|providers| {
+            OpenTelemetryTracingBridge::new(&providers.logger).with_filter(filter_fn(of_interest).with_max_level_hint(level))
+        });
         Layer::and_then(to_spans, to_logs)
     }
 

@@ -25,6 +25,8 @@ pub enum Command {
     /// Receivers of notifications
     #[command(subcommand)]
     Webhook(WebhookCommand),
+    /// Send one of each signal to an endpoint, and read it back
+    Doctor(DoctorOptions),
     /// Print the version
     Version,
     /// One service of the demo's shop
@@ -89,6 +91,19 @@ pub struct DemoOptions {
     /// Seconds between faults
     #[arg(long, default_value_t = 45)]
     pub pause: u64,
+}
+
+#[derive(Args, Clone)]
+pub struct DoctorOptions {
+    /// OTLP over HTTP; without it OTEL_EXPORTER_OTLP_ENDPOINT
+    #[arg(long, default_value = "http://127.0.0.1:4318")]
+    pub endpoint: String,
+    /// Where the pages are, to read it back
+    #[arg(long, default_value = "http://127.0.0.1:4380")]
+    pub web: String,
+    /// The token of a collector that asks for one; without it FIRSTFALL_TOKEN
+    #[arg(long)]
+    pub token: Option<String>,
 }
 
 #[derive(Args, Clone)]

@@ -9,6 +9,7 @@ pub mod config;
 pub mod decode;
 pub mod demo;
 pub mod detect;
+pub mod doctor;
 pub mod ingest;
 pub mod receive;
 pub mod redact;

@@ -3,9 +3,10 @@
 use clap::Parser;
 use collector::alert;
 use collector::app::{CannotStart, Server};
-use collector::cli::{Cli, Command, DemoOptions, ServeOptions, SqlOptions, WebhookCommand};
+use collector::cli::{Cli, Command, DemoOptions, DoctorOptions, ServeOptions, SqlOptions, WebhookCommand};
 use collector::config::{self, Config};
 use collector::demo;
+use collector::doctor;
 use std::process::ExitCode;
 
 const FAILURE: u8 = 1;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Some(Command::Sql(options)) => sql(&options),
         Some(Command::CheckConfig { file }) => check_config(file),
         Some(Command::Webhook(WebhookCommand::Test { config, receiver })) => webhook_test(config.as_deref(), receiver.as_deref()),
+        Some(Command::Doctor(options)) => doctor(&options),
         Some(Command::Version) => {
             println!("firstfall {}", env!("CARGO_PKG_VERSION"));
             Ok(())
@@ -177,6 +179,11 @@ fn sql(options: &SqlOptions) -> Result<(), CannotStart> {
 fn check_config(file: Option<std::path::PathBuf>) -> Result<(), CannotStart> {
     print!("{}", config::reference(&read_config(file.as_deref())?));
     Ok(())
+}
+
+fn doctor(options: &DoctorOptions) -> Result<(), CannotStart> {
+    let problems = runtime()?.block_on(doctor::run(options)).map_err(failure)?;
+    if problems > 0 { Err(failure(format!("{problems} of the checks found something wrong"))) } else { Ok(()) }
 }
 
 fn webhook_test(config: Option<&std::path::Path>, receiver: Option<&str>) -> Result<(), CannotStart> {

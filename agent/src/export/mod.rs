@@ -11,7 +11,7 @@
 
 mod counts;
 mod queue;
-mod send;
+pub(crate) mod send;
 mod spool;
 
 pub(crate) use counts::Counts;

@@ -77,6 +77,11 @@ impl Sender {
             .get("retry-after")
             .and_then(|value| retry_after(value.to_str().ok()?.trim()))
             .map(|after| after.min(RETRY_AFTER_MAX));
+        // A gRPC server answers 200 to whatever it does not know, and says in another header that it has not taken it.
+        let grpc = answer.headers().get("content-type").is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        if grpc {
+            return Outcome::Refused("the address speaks gRPC".to_owned());
+        }
         let said = answer.body_mut().with_config().limit(ANSWER_MAX).read_to_vec();
         match status {
             200..=299 => Outcome::Done { rejected: said.map_or(0, |said| rejected(&said)) },

@@ -7,7 +7,7 @@ use super::reply::{self, Refusal};
 use crate::decode::Format;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use base64::Engine;
 use bytes::Bytes;
 use firstfall_store::{Answer, Signal};
@@ -128,7 +128,17 @@ fn percent_encoded(message: &str) -> HeaderValue {
     HeaderValue::from_str(&out).expect("it is printable ASCII")
 }
 
+/// A request to no method of ours. One that is not gRPC at all (OTLP/HTTP at the wrong port, a browser) must not be answered with gRPC's 200: its client would
+/// take that for success.
 pub async fn unimplemented(request: Request) -> Response<Body> {
+    let is_grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if !is_grpc {
+        let said = "this port speaks OTLP/gRPC; OTLP/HTTP has a port of its own (4318 by default)\n";
+        let mut response = Response::new(Body::from(said));
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        return response;
+    }
     let path: String = request.uri().path().chars().take(120).collect();
     refused(&Refusal {
         http_status: 404,
