@@ -3,6 +3,7 @@
 
 use crate::body::Watched;
 use crate::call::{Call, Instruments, Side, is_grpc, method_name, rpc_names};
+use crate::lean::SpanExt;
 use crate::propagate::HeadersMut;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
@@ -14,7 +15,6 @@ use std::time::Instant;
 use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 struct Target<'a> {
     method: &'a Method,
@@ -52,7 +52,7 @@ fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::Hea
     if let Some(attempt) = crate::resilience::attempt().filter(|attempt| *attempt > 0) {
         span.record("http.request.resend_count", i64::from(attempt));
     }
-    let context = span.context();
+    let context = span.otel_context();
     global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
     let mut attributes = vec![KeyValue::new("http.request.method", method), KeyValue::new("server.address", target.host.to_owned())];
     attributes.extend(port.map(|port| KeyValue::new("server.port", port)));

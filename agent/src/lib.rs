@@ -22,6 +22,7 @@ mod call;
 mod client;
 mod doctor;
 mod export;
+mod lean;
 mod panics;
 mod processors;
 mod propagate;
@@ -45,6 +46,7 @@ pub use client::Client;
 pub use client::{Calling, ClientLayer};
 pub use doctor::{Check, Checkup};
 pub use export::{Account, Loss, Signal};
+pub use lean::SpanExt;
 pub use runtime::watch_runtime;
 pub use sampling::Sampling;
 #[cfg(feature = "axum")]

@@ -55,7 +55,11 @@ impl Sampling {
         ((1.0 - self.ratio) * WHOLE as f64).round() as u64
     }
 
-    fn records_the_rest(&self) -> bool {
+    pub(crate) fn follows_parent(&self) -> bool {
+        self.follows_parent
+    }
+
+    pub(crate) fn records_the_rest(&self) -> bool {
         self.keep_failures || self.keep_slower_than.is_some()
     }
 

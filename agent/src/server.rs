@@ -4,6 +4,7 @@
 
 use crate::body::Watched;
 use crate::call::{Call, Instruments, Side, is_grpc, method_name, rpc_names};
+use crate::lean::SpanExt;
 use crate::propagate::Headers;
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
@@ -17,7 +18,6 @@ use std::time::Instant;
 use tower::{Layer, Service};
 use tracing::Instrument;
 use tracing::field::Empty;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Instruments every route of a router: `router.layer(ServerLayer::new())`.
 #[derive(Clone, Debug)]
@@ -92,6 +92,8 @@ where
             Some(route) => format!("{shown} {route}"),
             None => shown.to_owned(),
         };
+        // Known to the span from its first moment, so that it is sampled as its caller was.
+        let attached = parent.clone().attach();
         let span = tracing::info_span!(
             target: "firstfall_agent",
             "http.server",
@@ -119,8 +121,8 @@ where
         if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
             span.record("client.address", peer.ip().to_string());
         }
-        // Without a subscriber there is no span to give a parent to.
-        let _ = span.set_parent(parent);
+        drop(attached);
+        span.set_otel_parent(parent);
         let active = vec![KeyValue::new("http.request.method", method), KeyValue::new("url.scheme", scheme)];
         if let Some(counter) = &self.layer.instruments.active {
             counter.add(1, &active);

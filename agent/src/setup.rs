@@ -2,6 +2,7 @@
 //! a bounded time.
 
 use crate::export::{Account, Exporter, Signal};
+use crate::lean::Lean;
 use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
 use crate::sampling::Sampling;
@@ -15,9 +16,10 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tracing::Subscriber;
-use tracing_subscriber::filter::{LevelFilter, filter_fn};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{self, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -68,6 +70,7 @@ pub struct Agent {
     #[cfg(feature = "prometheus")]
     exposition: bool,
     pub(crate) level: LevelFilter,
+    lean: bool,
     runtime_metrics: bool,
     panics: bool,
 }
@@ -103,6 +106,7 @@ impl Agent {
             #[cfg(feature = "prometheus")]
             exposition: false,
             level: LevelFilter::INFO,
+            lean: false,
             runtime_metrics: true,
             panics: true,
         }
@@ -204,6 +208,13 @@ impl Agent {
         self
     }
 
+    /// Takes the short way from `tracing` to OTLP, at a third of the cost on the calling thread: no SDK in between, and so no
+    /// `tracing_opentelemetry::OpenTelemetrySpanExt`, in whose place [`SpanExt`](crate::SpanExt) stands. Spans of OpenTelemetry's API go the usual way beside it.
+    pub fn lean(mut self) -> Agent {
+        self.lean = true;
+        self
+    }
+
     /// Installs no `tracing` subscriber: the service builds its own, with [`Telemetry::layer`] in it.
     pub fn without_subscriber(mut self) -> Agent {
         self.subscriber = false;
@@ -265,6 +276,8 @@ struct Providers {
     meter: SdkMeterProvider,
     wanted: [bool; 3],
     level: LevelFilter,
+    lean: bool,
+    sampling: Sampling,
     #[cfg(feature = "prometheus")]
     registries: crate::registry::Registries,
     #[cfg(feature = "prometheus")]
@@ -346,6 +359,8 @@ impl Telemetry {
             meter,
             wanted: settings.wanted,
             level: settings.level,
+            lean: agent.lean,
+            sampling: settings.sampling.clone(),
             #[cfg(feature = "prometheus")]
             registries,
             #[cfg(feature = "prometheus")]
@@ -375,8 +390,11 @@ impl Telemetry {
     {
         let providers = self.providers.as_ref();
         let level = providers.map_or(LevelFilter::OFF, |providers| providers.level);
-        // Of the level for both, so that what is below costs what it costs without the agent.
-        let of_interest = move |m: &tracing::Metadata<'_>| *m.level() <= level && of_the_service(m.target());
+        let of_interest = OfInterest(level);
+        let lean = providers
+            .filter(|providers| providers.lean)
+            .map(|providers| Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted).with_filter(of_interest));
+        let providers = providers.filter(|providers| !providers.lean);
         let to_spans = providers.filter(|providers| providers.wanted[Signal::Spans as usize]).map(|providers| {
             tracing_opentelemetry::layer()
                 .with_tracer(providers.tracer.tracer("firstfall-agent"))
@@ -387,12 +405,12 @@ impl Telemetry {
                 .with_level(false)
                 // A handler that logs an error may still answer well; the status is the server span's to say.
                 .with_error_events_to_status(false)
-                .with_filter(filter_fn(of_interest).with_max_level_hint(level))
+                .with_filter(of_interest)
         });
-        let to_logs = providers.filter(|providers| providers.wanted[Signal::Logs as usize]).map(|providers| {
-            OpenTelemetryTracingBridge::new(&providers.logger).with_filter(filter_fn(of_interest).with_max_level_hint(level))
-        });
-        Layer::and_then(to_spans, to_logs)
+        let to_logs = providers
+            .filter(|providers| providers.wanted[Signal::Logs as usize])
+            .map(|providers| OpenTelemetryTracingBridge::new(&providers.logger).with_filter(of_interest));
+        Layer::and_then(lean, Layer::and_then(to_spans, to_logs))
     }
 
     /// What became of the items of a signal since the start.
@@ -459,6 +477,30 @@ impl Ended {
 impl Drop for Telemetry {
     fn drop(&mut self) {
         self.end(SHUTDOWN_TIME_MAX);
+    }
+}
+
+/// What is exported: the service's own, from a level on. It is asked once for each place in the code, so that what is below costs what it costs without the agent.
+#[derive(Clone, Copy, Debug)]
+struct OfInterest(LevelFilter);
+
+impl OfInterest {
+    fn has(self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.0 && of_the_service(metadata.target())
+    }
+}
+
+impl<S> layer::Filter<S> for OfInterest {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &layer::Context<'_, S>) -> bool {
+        self.has(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.has(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0)
     }
 }
 

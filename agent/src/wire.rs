@@ -4,11 +4,12 @@
 //! made later by putting heads before what lies in the buffer (`request`).
 
 use opentelemetry::logs::AnyValue;
-use opentelemetry::trace::{SpanId, SpanKind, Status};
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId};
 use opentelemetry::{Array, InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLogRecord;
 use opentelemetry_sdk::trace::SpanData;
+use std::fmt::{Debug, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `ScopeSpans.spans`, `ScopeLogs.log_records`.
@@ -62,6 +63,180 @@ fn text(out: &mut Vec<u8>, field: u32, value: &str) {
     if !value.is_empty() {
         bytes(out, field, cut(value).as_bytes());
     }
+}
+
+/// A value as it comes, before it is written.
+pub enum Item<'a> {
+    Str(&'a str),
+    Int(i64),
+    Double(f64),
+    Bool(bool),
+    /// By its `Debug`, which for formatted texts is the text.
+    Shown(&'a dyn Debug),
+    Value(&'a Value),
+}
+
+/// Takes text up to its limit, and what comes after as if it was taken.
+struct Limited<'a> {
+    out: &'a mut Vec<u8>,
+    left: usize,
+}
+
+impl Write for Limited<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let part = &text[..text.floor_char_boundary(self.left)];
+        self.left = if part.len() < text.len() { 0 } else { self.left - part.len() };
+        self.out.extend_from_slice(part.as_bytes());
+        Ok(())
+    }
+}
+
+impl Item<'_> {
+    /// Its text, for those fields that are more than attributes.
+    pub fn text(&self, out: &mut String) {
+        match self {
+            Item::Str(text) => out.push_str(cut(text)),
+            Item::Shown(shown) => drop(write!(out, "{shown:?}")),
+            Item::Int(number) => drop(write!(out, "{number}")),
+            Item::Double(number) => drop(write!(out, "{number}")),
+            Item::Bool(yes) => drop(write!(out, "{yes}")),
+            Item::Value(value) => out.push_str(&value.as_str()),
+        }
+    }
+
+    /// `AnyValue`, as the message's content.
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Item::Str(text) => bytes(out, 1, cut(text).as_bytes()),
+            Item::Int(number) => scalar_int(out, *number),
+            Item::Double(number) => fixed64(out, 4, number.to_bits()),
+            Item::Bool(yes) => scalar_bool(out, *yes),
+            Item::Shown(shown) => message(out, 1, |out| {
+                let _ = write!(Limited { out, left: TEXT_MAX }, "{shown:?}");
+            }),
+            Item::Value(v) => value(out, v),
+        }
+    }
+}
+
+/// `Span.attributes` and `LogRecord.attributes`.
+pub const SPAN_ATTRIBUTE: u32 = 9;
+pub const LOG_ATTRIBUTE: u32 = 6;
+
+pub fn attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
+    message(out, field, |out| {
+        text(out, 1, key);
+        message(out, 2, |out| item.write(out));
+    });
+}
+
+/// Reads a length where one was written; with where it ends.
+fn length_at(bytes: &[u8], mut at: usize) -> (usize, usize) {
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = bytes[at];
+        length |= usize::from(byte & 0x7f) << shift;
+        (shift, at) = (shift + 7, at + 1);
+        if byte < 0x80 {
+            return (length, at);
+        }
+    }
+}
+
+/// Takes out an attribute that was written before, so that a later value of it stands alone. `attributes` holds nothing but attributes.
+pub fn remove_attribute(attributes: &mut Vec<u8>, key: &str) {
+    let mut at = 0;
+    while at < attributes.len() {
+        let (length, content) = length_at(attributes, at + 1);
+        let (key_length, key_at) = length_at(attributes, content + 1);
+        if attributes[content] == 0x0a && &attributes[key_at..key_at + key_length] == key.as_bytes() {
+            attributes.drain(at..content + length);
+            return;
+        }
+        at = content + length;
+    }
+}
+
+/// `LogRecord.body`.
+pub fn body(out: &mut Vec<u8>, item: &Item<'_>) {
+    message(out, 5, |out| item.write(out));
+}
+
+/// `Span.links`.
+pub fn link(out: &mut Vec<u8>, other: &SpanContext) {
+    message(out, 13, |out| {
+        bytes(out, 1, &other.trace_id().to_bytes());
+        bytes(out, 2, &other.span_id().to_bytes());
+        text(out, 3, &other.trace_state().header());
+        fixed32(out, 6, flags(other.trace_flags().to_u8(), other.is_remote()));
+    });
+}
+
+/// A span without its attributes, links and events.
+pub struct Span<'a> {
+    pub trace: [u8; 16],
+    pub span: [u8; 8],
+    /// Zeros: it has none.
+    pub parent: [u8; 8],
+    pub parent_is_remote: bool,
+    pub flags: u8,
+    pub trace_state: &'a str,
+    pub name: &'a str,
+    pub kind: u8,
+    pub start: u64,
+    pub end: u64,
+    pub status: u8,
+    pub status_message: &'a str,
+    pub dropped_attributes: u32,
+}
+
+/// Appends a span whose attributes, links and events are written already.
+pub fn span_of_parts(out: &mut Vec<u8>, span: &Span<'_>, attributes: &[u8], events: &[u8]) {
+    message(out, ITEM, |out| {
+        bytes(out, 1, &span.trace);
+        bytes(out, 2, &span.span);
+        text(out, 3, span.trace_state);
+        if span.parent != [0; 8] {
+            bytes(out, 4, &span.parent);
+        }
+        text(out, 5, span.name);
+        number(out, 6, span.kind.into());
+        fixed64(out, 7, span.start);
+        fixed64(out, 8, span.end);
+        out.extend_from_slice(attributes);
+        number(out, 10, span.dropped_attributes.into());
+        out.extend_from_slice(events);
+        if span.status != 0 {
+            message(out, 15, |out| {
+                text(out, 2, span.status_message);
+                number(out, 3, span.status.into());
+            });
+        }
+        fixed32(out, 16, flags(span.flags, span.parent_is_remote));
+    });
+}
+
+/// Appends a log record; `of` is the span that it belongs to, `rest` writes its body and attributes.
+pub fn log_record(
+    out: &mut Vec<u8>,
+    time: u64,
+    severity: u64,
+    severity_text: &str,
+    of: Option<(TraceId, u64, TraceFlags)>,
+    rest: impl FnOnce(&mut Vec<u8>),
+) {
+    message(out, ITEM, |out| {
+        fixed64(out, 1, time);
+        number(out, 2, severity);
+        text(out, 3, severity_text);
+        rest(out);
+        if let Some((trace, span, flags)) = of {
+            fixed32(out, 8, flags.to_u8().into());
+            bytes(out, 9, &trace.to_bytes());
+            bytes(out, 10, &span.to_be_bytes());
+        }
+        fixed64(out, 11, time);
+    });
 }
 
 fn cut(value: &str) -> &str {
@@ -282,15 +457,7 @@ pub fn whole_items(items: &[u8], limit: usize) -> (usize, u64) {
     let (mut at, mut count) = (0, 0);
     while at < items.len() {
         // The tag is one byte: field 2, with a length.
-        let (mut length, mut shift, mut next) = (0usize, 0, at + 1);
-        loop {
-            let byte = items[next];
-            length |= usize::from(byte & 0x7f) << shift;
-            (shift, next) = (shift + 7, next + 1);
-            if byte < 0x80 {
-                break;
-            }
-        }
+        let (length, next) = length_at(items, at + 1);
         if next + length > limit && count > 0 {
             break;
         }
@@ -303,7 +470,7 @@ pub fn whole_items(items: &[u8], limit: usize) -> (usize, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opentelemetry::trace::{Event, Link, SpanContext, TraceFlags, TraceId, TraceState};
+    use opentelemetry::trace::{Event, Link, TraceState};
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::common::v1::any_value;
     use prost::Message;

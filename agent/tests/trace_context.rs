@@ -18,9 +18,18 @@ async fn serve(app: Router) -> String {
 
 #[tokio::test]
 async fn a_trace_goes_through_a_service_as_the_specification_has_it() {
+    through_a_service_with(Agent::new("t")).await;
+}
+
+#[tokio::test]
+async fn and_so_it_does_the_short_way() {
+    through_a_service_with(Agent::new("t").lean()).await;
+}
+
+async fn through_a_service_with(agent: Agent) {
     // Built beside the collector, reqwest has TLS without a provider of its own.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let _telemetry = Agent::new("t").endpoint("http://127.0.0.1:9").init();
+    let _telemetry = agent.endpoint("http://127.0.0.1:9").init();
     let seen: Seen = Arc::default();
     let keep = |State(seen): State<Seen>, headers: HeaderMap| async move { seen.lock().expect("whole").push(headers) };
     let end = serve(Router::new().route("/", post(keep)).with_state(seen.clone())).await;

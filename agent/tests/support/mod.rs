@@ -4,6 +4,7 @@
 
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -27,7 +28,7 @@ pub enum Mood {
 #[derive(Default)]
 struct State {
     mood: Option<Mood>,
-    spans: Vec<String>,
+    spans: Vec<Span>,
     logs: Vec<(String, Vec<u8>)>,
     requests: usize,
 }
@@ -62,6 +63,10 @@ impl Collector {
     }
 
     pub fn spans(&self) -> Vec<String> {
+        self.state.lock().expect("whole").spans.iter().map(|span| span.name.clone()).collect()
+    }
+
+    pub fn whole_spans(&self) -> Vec<Span> {
         self.state.lock().expect("whole").spans.clone()
     }
 
@@ -139,7 +144,7 @@ impl Collector {
             "/v1/traces" => {
                 let request = ExportTraceServiceRequest::decode(body).expect("valid OTLP");
                 let spans = request.resource_spans.into_iter().flat_map(|r| r.scope_spans).flat_map(|s| s.spans);
-                state.spans.extend(spans.map(|span| span.name));
+                state.spans.extend(spans);
             }
             "/v1/logs" => {
                 let request = ExportLogsServiceRequest::decode(body).expect("valid OTLP");

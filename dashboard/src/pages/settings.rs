@@ -4,9 +4,14 @@ use super::{Frame, Page, draw};
 use crate::App;
 use crate::ask::{Query, ask};
 use crate::draw::number;
+use crate::times;
 use askama::Template;
 use axum::extract::State;
-use firstfall_store::Signal;
+use firstfall_store::query::{Budget, ServiceQuestion, ServiceSummary};
+use firstfall_store::{Reader, Signal};
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 #[derive(Template)]
 #[template(path = "settings.html")]
@@ -15,6 +20,8 @@ struct Settings {
     signals: Vec<SignalRow>,
     refused: Vec<(&'static str, u64)>,
     repeated: u64,
+    agents: Vec<AgentRow>,
+    agents_more: usize,
     facts: Vec<(&'static str, String)>,
 }
 
@@ -26,6 +33,79 @@ struct SignalRow {
     per_item: String,
     rejected: Vec<(&'static str, &'static str, u64)>,
     cut: Vec<(&'static str, &'static str, u64)>,
+}
+
+/// A process that sends, and what it says of its own losses.
+struct AgentRow {
+    service: String,
+    instance: String,
+    agent: String,
+    heard: String,
+    silent: bool,
+    exported: Option<u64>,
+    lost: Vec<(String, u64)>,
+}
+
+/// Rows of the table; the rest is counted below it.
+const AGENTS_MAX: usize = 200;
+/// How far back agents are looked for (an hour), and what they say of themselves (five minutes).
+const AGENTS_BACK: u64 = 3600 * 1_000_000_000;
+const ACCOUNTS_BACK: u64 = 300 * 1_000_000_000;
+/// An agent that was not heard for so long (two minutes) is silent.
+const SILENT_AFTER: u64 = 120 * 1_000_000_000;
+/// The page does not wait longer for what agents say of themselves.
+const ACCOUNTS_TIME: Duration = Duration::from_secs(2);
+
+/// By service and instance: what was exported, and what was lost, by reason. OpenTelemetry's conventions for the metrics of SDKs say what is counted where:
+/// items that left, and with `error.type` those that did not.
+type Accounts = HashMap<(String, String), (u64, BTreeMap<String, u64>)>;
+
+fn accounts(reader: &Reader, now: u64) -> Accounts {
+    let query = format!(
+        "SELECT service, json_extract(resource, '$.\"service.instance.id\"'), metric, json_extract(attributes, '$.\"error.type\"'), max(value)
+         FROM points WHERE time_ns > {} AND (metric LIKE 'otel.sdk.exporter.%.exported' OR metric LIKE 'otel.sdk.processor.%.processed')
+         GROUP BY 1, 2, 3, 4",
+        now.saturating_sub(ACCOUNTS_BACK)
+    );
+    let mut accounts = Accounts::new();
+    // An agent of which this cannot be said in time is listed without it.
+    let rows = reader.sql(&query, 10_000, &Budget::new(ACCOUNTS_TIME)).map(|answer| answer.rows).unwrap_or_default();
+    for row in rows {
+        let text = |at: usize| row.get(at).and_then(Json::as_str).unwrap_or("").to_owned();
+        let count = row.get(4).and_then(Json::as_f64).unwrap_or(0.0) as u64;
+        let (exported, lost) = accounts.entry((text(0), text(1))).or_default();
+        match text(3) {
+            // What was processed is exported after.
+            reason if reason.is_empty() => *exported += if text(2).contains(".exporter.") { count } else { 0 },
+            reason => *lost.entry(reason).or_default() += count,
+        }
+    }
+    accounts
+}
+
+fn agents(services: Vec<ServiceSummary>, accounts: &Accounts, now: u64) -> Vec<AgentRow> {
+    let mut rows: Vec<(u64, AgentRow)> = services
+        .into_iter()
+        .flat_map(|summary| summary.instances.into_iter().map(move |instance| (summary.service.clone(), instance)))
+        .filter(|(_, instance)| !instance.agent.is_empty())
+        .map(|(service, instance)| {
+            let account = accounts.get(&(service.name.clone(), instance.id.clone()));
+            let quiet = now.saturating_sub(instance.last_seen);
+            let row = AgentRow {
+                service: service.name,
+                agent: instance.agent,
+                heard: times::ago(quiet),
+                silent: quiet > SILENT_AFTER,
+                exported: account.map(|(exported, _)| *exported),
+                lost: account.map(|(_, lost)| lost.iter().map(|(reason, n)| (reason.clone(), *n)).collect()).unwrap_or_default(),
+                instance: instance.id,
+            };
+            (row.lost.iter().map(|(_, n)| n).sum(), row)
+        })
+        .collect();
+    // Those that lose something first.
+    rows.sort_by(|(lost_a, a), (lost_b, b)| lost_b.cmp(lost_a).then_with(|| (&a.service, &a.instance).cmp(&(&b.service, &b.instance))));
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 fn bytes(count: u64) -> String {
@@ -58,6 +138,14 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
             }
         })
         .collect();
+    let now = range.now;
+    let question =
+        ServiceQuestion { from: now.saturating_sub(AGENTS_BACK), to: now.saturating_add(60_000_000_000), ..ServiceQuestion::default() };
+    let services = ask(&app, move |reader, budget| reader.services(&question, budget)).await?;
+    let accounts = ask(&app, move |reader, _| Ok(accounts(reader, now))).await?;
+    let mut agents = agents(services, &accounts, now);
+    let agents_more = agents.len().saturating_sub(AGENTS_MAX);
+    agents.truncate(AGENTS_MAX);
     let facts = vec![
         ("on disk", bytes(storage.bytes)),
         ("of it journal", bytes(storage.journal_bytes)),
@@ -70,6 +158,8 @@ pub async fn show(State(app): State<App>, query: Query) -> Page {
         signals,
         refused: app.intake.refused_requests().into_iter().filter(|(_, n)| *n > 0).collect(),
         repeated: app.intake.repeated_requests(),
+        agents,
+        agents_more,
         facts,
     })
 }

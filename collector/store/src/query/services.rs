@@ -61,6 +61,17 @@ pub struct Instance {
     pub id: String,
     pub version: String,
     pub last_seen: u64,
+    /// What speaks for it, such as `firstfall-agent 0.1.0` or `opentelemetry python 1.38.0`; empty where it does not say.
+    pub agent: String,
+}
+
+fn agent_of(resource: &Resource) -> String {
+    let text = |key| text_of(&resource.attributes, key).unwrap_or("");
+    let parts = match text("telemetry.distro.name") {
+        "" => [text("telemetry.sdk.name"), text("telemetry.sdk.language"), text("telemetry.sdk.version")],
+        distro => [distro, text("telemetry.distro.version"), ""],
+    };
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[derive(Clone, Debug)]
@@ -140,7 +151,7 @@ impl Reader {
                     let version = text_of(&resource.attributes, "service.version").unwrap_or("").to_owned();
                     match draft.instances.iter_mut().find(|i| i.id == id && i.version == version) {
                         Some(instance) => instance.last_seen = instance.last_seen.max(latest),
-                        None => draft.instances.push(Instance { id, version, last_seen: latest }),
+                        None => draft.instances.push(Instance { id, version, last_seen: latest, agent: agent_of(resource) }),
                     }
                 });
             })?;

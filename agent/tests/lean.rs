@@ -1,0 +1,180 @@
+//! The short way from `tracing` to OTLP, beside OpenTelemetry's API in both directions.
+
+mod support;
+
+use firstfall_agent::{Agent, Sampling, SpanExt, Telemetry};
+use opentelemetry::baggage::BaggageExt;
+use opentelemetry::trace::{Span, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer};
+use opentelemetry::{Array, Context, KeyValue, Value, global};
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::trace::v1::Span as Sent;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::time::Duration;
+use support::{Collector, Mood};
+
+fn start(collector: &Collector, change: impl FnOnce(Agent) -> Agent) -> Telemetry {
+    let agent = Agent::new("t").endpoint(&collector.url()).lean().without_runtime_metrics().metric_interval(Duration::from_secs(60));
+    change(agent).init()
+}
+
+fn flushed(telemetry: &Telemetry, collector: &Collector) -> HashMap<String, Sent> {
+    assert!(telemetry.flush(Duration::from_secs(20)));
+    collector.whole_spans().into_iter().map(|span| (span.name.clone(), span)).collect()
+}
+
+fn values(span: &Sent) -> HashMap<&str, &Any> {
+    let values: HashMap<&str, &Any> =
+        span.attributes.iter().filter_map(|pair| Some((pair.key.as_str(), pair.value.as_ref()?.value.as_ref()?))).collect();
+    assert_eq!(values.len(), span.attributes.len(), "each key once");
+    values
+}
+
+#[test]
+fn fields_arrive_as_what_they_are() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let span = tracing::info_span!(
+        "plain",
+        a.int = -1i64,
+        a.unsigned = 7u64,
+        a.huge = u64::MAX,
+        a.double = 0.5,
+        a.bool = true,
+        a.text = "täxt",
+        a.debug = ?Some(3),
+        a.empty = tracing::field::Empty,
+        a.twice = 1i64,
+        otel.name = "named",
+        otel.kind = "client",
+        otel.status_code = tracing::field::Empty,
+        otel.status_description = tracing::field::Empty,
+    );
+    span.record("a.empty", "later").record("a.twice", 2i64).record("otel.status_description", "broken");
+    span.set_otel_attribute("a.list", Value::Array(Array::I64(vec![1, i64::MAX])));
+    span.add_otel_link(SpanContext::new(TraceId::from(5), SpanId::from(6), TraceFlags::SAMPLED, true, TraceState::NONE));
+    span.in_scope(|| tracing::warn!(x = 2.5, y = 3u64, "said {}", "so"));
+    drop(span);
+    let spans = flushed(&telemetry, &collector);
+    let span = &spans["named"];
+    let values = values(span);
+    let text = |text: &str| Any::StringValue(text.to_owned());
+    for (key, expected) in [
+        ("a.int", Any::IntValue(-1)),
+        ("a.unsigned", Any::IntValue(7)),
+        ("a.huge", text("18446744073709551615")),
+        ("a.double", Any::DoubleValue(0.5)),
+        ("a.bool", Any::BoolValue(true)),
+        ("a.text", text("täxt")),
+        ("a.debug", text("Some(3)")),
+        ("a.empty", text("later")),
+        ("a.twice", Any::IntValue(2)),
+    ] {
+        assert_eq!(values[key], &expected, "{key}");
+    }
+    assert!(matches!(values["a.list"], Any::ArrayValue(list) if list.values.len() == 2));
+    assert_eq!((span.kind, span.status.as_ref().map(|s| (s.code, s.message.as_str())), span.links.len()), (3, Some((2, "broken")), 1));
+    assert!(span.end_time_unix_nano >= span.start_time_unix_nano && span.flags & 1 == 1);
+    let logs = collector.logs();
+    assert!(logs.len() == 1 && logs[0].0.contains("said so") && logs[0].1 == span.span_id, "{logs:?}");
+}
+
+#[test]
+fn spans_of_the_api_and_of_tracing_are_each_others_children() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let tracer = global::tracer("t");
+    {
+        let _outer = tracing::info_span!("1 tracing").entered();
+        tracer.in_span("2 api", |_| {
+            let inner = tracing::info_span!("3 tracing").entered();
+            let mut carrier = HashMap::new();
+            global::get_text_map_propagator(|p| p.inject_context(&Context::current(), &mut carrier));
+            assert_eq!(carrier["traceparent"][36..52], format!("{:016x}", inner.otel_context().span().span_context().span_id()));
+            tracer.start("4 api").end();
+        });
+        // The API's span has ended: what comes now belongs to tracing's again.
+        drop(tracing::info_span!("5 tracing").entered());
+    }
+    assert!(!Context::current().has_active_span(), "nothing stays behind");
+    let baggage = Context::new().with_baggage([KeyValue::new("user", "ann")]);
+    let remote = SpanContext::new(
+        TraceId::from(77),
+        SpanId::from(78),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::from_key_value([("k", "v")]).expect("valid"),
+    );
+    let span = tracing::info_span!("6 remote");
+    span.set_otel_parent(baggage.with_remote_span_context(remote));
+    span.in_scope(|| {
+        let inside = tracing::info_span!("7 inside").entered();
+        assert_eq!(inside.otel_context().baggage().get("user").map(ToString::to_string), Some("ann".to_owned()));
+    });
+    drop(span);
+    let spans = flushed(&telemetry, &collector);
+    for (child, parent) in
+        [("2 api", "1 tracing"), ("3 tracing", "2 api"), ("4 api", "3 tracing"), ("5 tracing", "1 tracing"), ("7 inside", "6 remote")]
+    {
+        assert_eq!(spans[child].parent_span_id, spans[parent].span_id, "{child}");
+        assert_eq!(spans[child].trace_id, spans[parent].trace_id, "{child}");
+    }
+    assert!(spans["1 tracing"].parent_span_id.is_empty());
+    let remote = &spans["6 remote"];
+    assert_eq!((remote.trace_id.as_slice(), remote.parent_span_id.as_slice()), (&77u128.to_be_bytes()[..], &78u64.to_be_bytes()[..]));
+    assert_eq!((remote.trace_state.as_str(), spans["7 inside"].trace_state.as_str(), remote.flags & 0x200), ("k=v", "k=v", 0x200));
+}
+
+/// Logs while it is shown, opens a span, and panics when told to.
+struct Awkward(bool);
+
+impl Debug for Awkward {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        tracing::warn!("while I am shown");
+        drop(tracing::info_span!("shown").entered());
+        assert!(!self.0, "I do not want to be shown");
+        f.write_str("awkward")
+    }
+}
+
+#[test]
+fn values_that_log_or_panic_while_they_are_shown_hold_nobody_up() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, Agent::without_panics);
+    let span = tracing::info_span!("outer", a = ?Awkward(false), b = tracing::field::Empty);
+    let entered = span.enter();
+    span.record("b", tracing::field::debug(Awkward(false)));
+    tracing::warn!(c = ?Awkward(false), "an event");
+    let joined = std::thread::spawn(|| tracing::warn!(c = ?Awkward(true), "a panic")).join();
+    assert!(joined.is_err());
+    drop(entered);
+    drop(span);
+    drop(tracing::info_span!("after").entered());
+    let spans = flushed(&telemetry, &collector);
+    assert!(spans.contains_key("after") && spans.contains_key("outer") && spans.contains_key("shown"), "{:?}", spans.keys());
+    assert_eq!(values(&spans["outer"])["b"], &Any::StringValue("awkward".to_owned()));
+    assert!(collector.logs().iter().any(|(body, _)| body.contains("an event")));
+}
+
+#[test]
+fn of_a_sampled_service_failures_are_kept_and_everything_says_what_it_stands_for() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent.sampling(Sampling::ratio(0.25)));
+    for n in 0..400 {
+        let name = if n % 10 == 0 { "fails" } else { "works" };
+        let span = tracing::info_span!("s", otel.name = name, otel.status_code = tracing::field::Empty);
+        if n % 10 == 0 {
+            span.record("otel.status_code", "ERROR");
+        }
+        drop(tracing::info_span!(parent: &span, "child").entered());
+    }
+    assert!(telemetry.flush(Duration::from_secs(20)));
+    let spans = collector.whole_spans();
+    let of = |name: &str| spans.iter().filter(|span| span.name == name).collect::<Vec<_>>();
+    let (fails, works, children) = (of("fails"), of("works"), of("child"));
+    assert!(fails.len() == 40 && fails.iter().all(|span| span.trace_state == "ot=th:0"));
+    assert!((40..150).contains(&works.len()), "a quarter of 360: {}", works.len());
+    assert!(works.iter().chain(&children).all(|span| span.trace_state == "ot=th:c"));
+    let failing_and_taken = fails.iter().filter(|span| span.flags & 1 == 1).count();
+    assert_eq!(children.len(), works.len() + failing_and_taken);
+}
