@@ -10,7 +10,6 @@ use crate::sampling::{Sampling, with_threshold};
 use crate::wire::{self, Item};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use opentelemetry::{Context, ContextGuard, InstrumentationScope, Value};
-use opentelemetry_sdk::trace::{SamplingDecision, ShouldSample};
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher};
@@ -124,10 +123,10 @@ impl State {
 
     /// Whether it is taken, where nobody else has decided.
     fn decide(&mut self, sampling: &Sampling) {
-        let result = sampling.should_sample(None, self.trace, "", &opentelemetry::trace::SpanKind::Internal, &[], &[]);
-        self.flags = TraceFlags::default().with_sampled(result.decision == SamplingDecision::RecordAndSample);
-        self.recorded = result.decision != SamplingDecision::Drop;
-        self.trace_state = result.trace_state;
+        let (taken, state) = sampling.takes(self.trace);
+        self.flags = TraceFlags::default().with_sampled(taken);
+        self.recorded = taken || self.records_the_rest;
+        self.trace_state = state;
     }
 }
 
@@ -404,10 +403,12 @@ where
 
     fn on_close(&self, id: Id, context: layer::Context<'_, S>) {
         let Some(span) = context.span(&id) else { return };
-        let Some(mut state) = span.extensions_mut().remove::<State>() else { return };
+        // It goes with the span; nothing of the service's own runs under this lock.
+        let mut extensions = span.extensions_mut();
+        let Some(state) = extensions.get_mut::<State>() else { return };
         let (attributes, events) = (std::mem::take(&mut state.attributes), std::mem::take(&mut state.events));
         if state.recorded && self.wanted[Signal::Spans as usize] {
-            self.close(&state, span.name(), &attributes, &events);
+            self.close(state, span.name(), &attributes, &events);
         }
         give_back(attributes);
         give_back(events);

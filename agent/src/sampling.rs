@@ -105,6 +105,17 @@ pub(crate) fn with_threshold(state: &TraceState, threshold: Option<u64>) -> Trac
     .unwrap_or_else(|_| state.clone())
 }
 
+impl Sampling {
+    /// Whether a trace that begins here is taken, and the state that says by which part.
+    pub(crate) fn takes(&self, trace: TraceId) -> (bool, TraceState) {
+        if self.ratio >= 1.0 {
+            return (true, TraceState::NONE);
+        }
+        let taken = self.ratio > 0.0 && randomness(trace, None) >= self.threshold();
+        (taken, if taken { with_threshold(&TraceState::NONE, Some(self.threshold())) } else { TraceState::NONE })
+    }
+}
+
 impl ShouldSample for Sampling {
     fn should_sample(
         &self,
@@ -120,6 +131,7 @@ impl ShouldSample for Sampling {
         let state = parent.as_ref().map(|parent| parent.trace_state().clone()).unwrap_or_default();
         let (taken, state) = match &parent {
             Some(parent) if self.follows_parent => (parent.is_sampled(), state),
+            None => self.takes(trace),
             _ => {
                 let taken = self.ratio > 0.0 && randomness(trace, Some(&state)) >= self.threshold();
                 // Everything is taken unless told otherwise, and then there is nothing to tell.

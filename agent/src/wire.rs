@@ -123,7 +123,31 @@ impl Item<'_> {
 pub const SPAN_ATTRIBUTE: u32 = 9;
 pub const LOG_ATTRIBUTE: u32 = 6;
 
+/// Bytes that a number takes.
+fn varint_len(value: u64) -> usize {
+    (70 - (value | 1).leading_zeros() as usize) / 7
+}
+
 pub fn attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
+    // Most values say beforehand how long they are, and nothing has to be moved.
+    let content = match item {
+        Item::Str(text) => Some(1 + varint_len(cut(text).len() as u64) + cut(text).len()),
+        Item::Int(number) => Some(1 + varint_len(*number as u64)),
+        Item::Double(_) => Some(9),
+        Item::Bool(_) => Some(2),
+        Item::Shown(_) | Item::Value(_) => None,
+    };
+    if let Some(content) = content.filter(|_| !key.is_empty() && key.len() <= TEXT_MAX) {
+        let whole = 1 + varint_len(key.len() as u64) + key.len() + 1 + varint_len(content as u64) + content;
+        out.reserve(whole + 8);
+        tag(out, field, 2);
+        varint(out, whole as u64);
+        bytes(out, 1, key.as_bytes());
+        tag(out, 2, 2);
+        varint(out, content as u64);
+        item.write(out);
+        return;
+    }
     message(out, field, |out| {
         text(out, 1, key);
         message(out, 2, |out| item.write(out));
@@ -535,6 +559,36 @@ mod tests {
         let link = one.links[0].attributes[0].value.clone().and_then(|v| v.value);
         assert_eq!(link, Some(any_value::Value::StringValue("ü".repeat(300))));
         assert_eq!(one.status.as_ref().map(|s| (s.code, s.message.as_str())), Some((2, "broken")));
+    }
+
+    #[test]
+    fn an_attribute_is_the_same_whether_its_length_is_known_or_not() {
+        let texts = ["", "short", &"x".repeat(200), &"y".repeat(20_000)];
+        for key in ["k", &"key".repeat(60)] {
+            for text in texts {
+                let (mut known, mut moved) = (Vec::new(), Vec::new());
+                attribute(&mut known, SPAN_ATTRIBUTE, key, &Item::Str(text));
+                attribute(&mut moved, SPAN_ATTRIBUTE, key, &Item::Value(&Value::from(text.to_owned())));
+                assert_eq!(known, moved, "{} {}", key.len(), text.len());
+            }
+            for number in [0, 1, 127, 128, i64::MAX, i64::MIN, -1] {
+                let (mut known, mut moved) = (Vec::new(), Vec::new());
+                attribute(&mut known, SPAN_ATTRIBUTE, key, &Item::Int(number));
+                attribute(&mut moved, SPAN_ATTRIBUTE, key, &Item::Value(&Value::I64(number)));
+                assert_eq!(known, moved, "{number}");
+            }
+        }
+        let mut attributes = Vec::new();
+        for key in ["a", "b", "c"] {
+            attribute(&mut attributes, SPAN_ATTRIBUTE, key, &Item::Str(&"v".repeat(300)));
+        }
+        remove_attribute(&mut attributes, "b");
+        remove_attribute(&mut attributes, "missing");
+        let mut expected = Vec::new();
+        for key in ["a", "c"] {
+            attribute(&mut expected, SPAN_ATTRIBUTE, key, &Item::Str(&"v".repeat(300)));
+        }
+        assert_eq!(attributes, expected);
     }
 
     #[test]
