@@ -14,6 +14,8 @@ pub(crate) fn duration_histogram(name: &'static str) -> Histogram<f64> {
     global::meter("firstfall-agent").f64_histogram(name).with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
 }
 
+const UNIMPLEMENTED: i64 = 12;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
     Server,
@@ -94,6 +96,10 @@ impl Call {
         let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse::<i64>().ok()) else { return };
         self.span.record("rpc.grpc.status_code", status);
         self.attributes.push(KeyValue::new("rpc.grpc.status_code", status));
+        // A method that nobody knows may have any name.
+        if status == UNIMPLEMENTED {
+            self.attributes.retain(|pair| !pair.key.as_str().starts_with("rpc.service") && !pair.key.as_str().starts_with("rpc.method"));
+        }
         // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS are the server's; the rest the caller's.
         let failed = status != 0 && (self.instruments.side == Side::Client || matches!(status, 2 | 4 | 12..=15));
         if failed {

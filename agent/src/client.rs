@@ -7,7 +7,8 @@ use crate::lean::SpanExt;
 use crate::propagate::HeadersMut;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
-use opentelemetry::{KeyValue, global};
+use opentelemetry::trace::TraceContextExt;
+use opentelemetry::{Context as OtelContext, KeyValue, global};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,6 +16,31 @@ use std::time::Instant;
 use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
+
+/// Values of a query that are credentials, as the HTTP conventions name them.
+const SECRET_PARAMETERS: [&str; 8] = [
+    "AWSAccessKeyId",
+    "Signature",
+    "sig",
+    "X-Goog-Signature",
+    "X-Amz-Signature",
+    "X-Amz-Credential",
+    "X-Amz-Security-Token",
+    "access_token",
+];
+
+/// An address whose query tells no secret.
+fn without_secrets(url: &str) -> String {
+    let Some((path, query)) = url.split_once('?') else { return url.to_owned() };
+    let shown: Vec<String> = query
+        .split('&')
+        .map(|pair| match pair.split_once('=') {
+            Some((key, _)) if SECRET_PARAMETERS.iter().any(|secret| secret.eq_ignore_ascii_case(key)) => format!("{key}=REDACTED"),
+            _ => pair.to_owned(),
+        })
+        .collect();
+    format!("{path}?{}", shown.join("&"))
+}
 
 struct Target<'a> {
     method: &'a Method,
@@ -52,7 +78,11 @@ fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::Hea
     if let Some(attempt) = crate::resilience::attempt().filter(|attempt| *attempt > 0) {
         span.record("http.request.resend_count", i64::from(attempt));
     }
-    let context = span.otel_context();
+    let mut context = span.otel_context();
+    // Where no span is kept, the trace goes on as it came.
+    if !context.span().span_context().is_valid() {
+        context = OtelContext::current();
+    }
     global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
     let mut attributes = vec![KeyValue::new("http.request.method", method), KeyValue::new("server.address", target.host.to_owned())];
     attributes.extend(port.map(|port| KeyValue::new("server.port", port)));
@@ -108,7 +138,7 @@ impl Client {
         let method = request.method().clone();
         let target = Target {
             method: &method,
-            url: url.as_str(),
+            url: &without_secrets(url.as_str()),
             host: url.host_str().unwrap_or(""),
             port: url.port_or_known_default(),
             grpc_path: None,
@@ -124,7 +154,14 @@ impl Client {
                     e if e.is_connect() => "connection_error",
                     _ => "request_error",
                 };
-                call.error(kind.to_owned(), Some(error.to_string()));
+                // Its text holds the address, with whatever secret that has.
+                let mut causes = Vec::new();
+                let mut cause = std::error::Error::source(error);
+                while let Some(error) = cause {
+                    causes.push(error.to_string());
+                    cause = error.source();
+                }
+                call.error(kind.to_owned(), Some(causes.join(": ")));
             }
         }
         result
@@ -175,7 +212,7 @@ fn address(uri: &Uri) -> (String, String, Option<u16>) {
     let url = match (uri.scheme_str(), uri.authority()) {
         (Some(scheme), Some(authority)) => {
             let bare = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, bare)| bare);
-            format!("{scheme}://{bare}{}", uri.path_and_query().map_or("", |p| p.as_str()))
+            without_secrets(&format!("{scheme}://{bare}{}", uri.path_and_query().map_or("", |p| p.as_str())))
         }
         _ => uri.path().to_owned(),
     };
@@ -220,5 +257,18 @@ where
             }
         };
         Box::pin(answer.instrument(span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_tells_no_secret() {
+        let signed = "https://bucket.example/x?a=1&X-Amz-Signature=abc&sig=def&b";
+        assert_eq!(without_secrets(signed), "https://bucket.example/x?a=1&X-Amz-Signature=REDACTED&sig=REDACTED&b");
+        let uri: Uri = "http://ann:pw@shop.example:81/x?sig=1".parse().expect("valid");
+        assert_eq!(address(&uri), ("http://shop.example:81/x?sig=REDACTED".to_owned(), "shop.example".to_owned(), Some(81)));
     }
 }

@@ -63,7 +63,8 @@ impl Agent {
         let mut checks: Vec<Check> =
             problems.into_iter().map(|problem| Check { what: "settings".to_owned(), problem: Some(problem) }).collect();
         if checks.is_empty() {
-            checks.push(Check { what: format!("settings: {}", settings.addresses[0].trim_end_matches("/v1/traces")), problem: None });
+            checks
+                .push(Check { what: format!("settings: {}", shown(settings.addresses[0].trim_end_matches("/v1/traces"))), problem: None });
         }
         if settings.disabled {
             let problem = Some("OTEL_SDK_DISABLED is true, so that services send nothing; here it is sent all the same".to_owned());
@@ -78,7 +79,7 @@ impl Agent {
             (Signal::Logs, "a log record", logs(&wire::resource(&resource), trace, span)),
             (Signal::Metrics, "a data point", points(&resource)),
         ] {
-            let address = &settings.addresses[signal as usize];
+            let address = shown(&settings.addresses[signal as usize]);
             let problem = match sender.send(signal, &body, LIMIT) {
                 Outcome::Done { rejected: 0 } => None,
                 Outcome::Done { .. } => {
@@ -95,6 +96,15 @@ impl Agent {
             checks.push(Check { what: format!("{what} to {address}"), problem });
         }
         Checkup { checks, trace_id: format!("{trace:032x}") }
+    }
+}
+
+/// An address without what may be secret in it.
+fn shown(address: &str) -> String {
+    let bare = address.split('?').next().unwrap_or(address);
+    match (bare.split_once("://"), bare.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
+        _ => bare.to_owned(),
     }
 }
 

@@ -81,6 +81,7 @@ struct State {
     /// It is written down; one that is not taken only passes its ids on.
     recorded: bool,
     start: u64,
+    /// 0: not said.
     kind: u8,
     /// 0 unset, 1 ok, 2 error.
     status: u8,
@@ -98,6 +99,32 @@ struct State {
     records_the_rest: bool,
 }
 
+impl Default for State {
+    fn default() -> State {
+        State {
+            trace: TraceId::INVALID,
+            span: 0,
+            parent: 0,
+            parent_is_remote: false,
+            flags: TraceFlags::default(),
+            trace_state: TraceState::NONE,
+            recorded: false,
+            start: 0,
+            kind: 0,
+            status: 0,
+            name: None,
+            status_message: None,
+            seen: 0,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            dropped: 0,
+            around: None,
+            follows_parent: true,
+            records_the_rest: false,
+        }
+    }
+}
+
 impl State {
     fn context(&self) -> SpanContext {
         SpanContext::new(self.trace, SpanId::from(self.span), self.flags, false, self.trace_state.clone())
@@ -107,6 +134,39 @@ impl State {
         match &self.around {
             Some(around) => around.with_remote_span_context(self.context()),
             None => Context::map_current(|current| current.with_remote_span_context(self.context())),
+        }
+    }
+
+    /// Whether more may be written down; what may not is counted.
+    fn has_room(&mut self) -> bool {
+        let room = self.recorded && self.attributes.len() + self.events.len() <= SPAN_BYTES_MAX;
+        self.dropped += u32::from(self.recorded && !room);
+        room
+    }
+
+    fn link(&mut self, other: &SpanContext) {
+        if self.has_room() {
+            wire::link(&mut self.events, other);
+        }
+    }
+
+    /// Takes the fields that were recorded later; each stands in place of what it was before.
+    fn take_over(&mut self, later: &mut State) {
+        if self.seen & later.seen != 0 || later.seen == 0 {
+            wire::keys(&later.attributes, |key| wire::remove_attribute(&mut self.attributes, key));
+        }
+        self.seen |= later.seen;
+        self.dropped += later.dropped;
+        if self.has_room() {
+            self.attributes.extend_from_slice(&later.attributes);
+        }
+        self.name = later.name.take().or(self.name.take());
+        self.status_message = later.status_message.take().or(self.status_message.take());
+        if later.status != 0 {
+            self.status = later.status;
+        }
+        if later.kind != 0 {
+            self.kind = later.kind;
         }
     }
 
@@ -122,8 +182,8 @@ impl State {
     }
 
     /// Whether it is taken, where nobody else has decided.
-    fn decide(&mut self, sampling: &Sampling) {
-        let (taken, state) = sampling.takes(self.trace);
+    fn decide(&mut self, sampling: &Sampling, state: &TraceState) {
+        let (taken, state) = sampling.takes(self.trace, state);
         self.flags = TraceFlags::default().with_sampled(taken);
         self.recorded = taken || self.records_the_rest;
         self.trace_state = state;
@@ -148,8 +208,7 @@ impl IntoSpan<'_> {
             wire::remove_attribute(&mut state.attributes, field.name());
         }
         state.seen |= bit;
-        if state.attributes.len() + state.events.len() > SPAN_BYTES_MAX {
-            state.dropped += 1;
+        if !state.has_room() {
             return;
         }
         wire::attribute(&mut state.attributes, wire::SPAN_ATTRIBUTE, field.name(), value);
@@ -169,7 +228,7 @@ impl State {
                     "producer" => 4,
                     "consumer" => 5,
                     _ => 1,
-                }
+                };
             }
             "otel.status_code" => {
                 self.status = match text.to_ascii_lowercase().as_str() {
@@ -280,25 +339,11 @@ where
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
         let mut state = State {
-            trace: TraceId::INVALID,
             span: random(),
-            parent: 0,
-            parent_is_remote: false,
-            flags: TraceFlags::default(),
-            trace_state: TraceState::NONE,
-            recorded: false,
-            start: 0,
             kind: 1,
-            status: 0,
-            name: None,
-            status_message: None,
-            seen: 0,
-            attributes: Vec::new(),
-            events: Vec::new(),
-            dropped: 0,
-            around: None,
             follows_parent: self.sampling.follows_parent(),
             records_the_rest: self.sampling.records_the_rest(),
+            ..State::default()
         };
         // The nearest that there is: the span of tracing that this one is in, unless one of the API has begun within it.
         let current = if attributes.is_contextual() { context.lookup_current() } else { None };
@@ -312,10 +357,12 @@ where
             state.flags = above.flags;
             state.recorded = above.recorded;
             state.trace_state = above.trace_state.clone();
-            state.around = above.around.clone();
+            // Within a span that came with values of its own, what is current may have more of them by now.
+            state.around = if attributes.is_contextual() { above.around.is_some().then(Context::current) } else { above.around.clone() };
             known = true;
         }
-        if !attributes.is_root() {
+        // A parent that the code names is the parent, whatever is current.
+        if attributes.is_contextual() || !(known || attributes.is_root()) {
             let inner = Context::map_current(|current| {
                 let active = current.span();
                 let active = active.span_context();
@@ -326,14 +373,14 @@ where
                 state.follow(&parent);
                 known = self.sampling.follows_parent();
                 if !known {
-                    state.decide(&self.sampling);
+                    state.decide(&self.sampling, parent.trace_state());
                     known = true;
                 }
             }
         }
         if !known {
             state.trace = TraceId::from(u128::from(random()) << 64 | u128::from(random()));
-            state.decide(&self.sampling);
+            state.decide(&self.sampling, &TraceState::NONE);
         }
         if state.recorded {
             state.attributes = buffer();
@@ -345,17 +392,21 @@ where
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: layer::Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        // Not under the lock: the values are shown by code of the service's, which may look at this very span, or panic.
-        let Some(mut state) = span.extensions_mut().remove::<State>() else { return };
-        values.record(&mut IntoSpan(&mut state));
-        span.extensions_mut().insert(state);
+        let Some(recorded) = span.extensions().get::<State>().map(|state| state.recorded) else { return };
+        // By themselves first, not under the lock: values are shown by code of the service's, which may look at this very span, or panic.
+        let mut later = State { recorded, attributes: buffer(), ..State::default() };
+        values.record(&mut IntoSpan(&mut later));
+        if let Some(state) = span.extensions_mut().get_mut::<State>() {
+            state.take_over(&mut later);
+        }
+        give_back(later.attributes);
     }
 
     fn on_follows_from(&self, id: &Id, follows: &Id, context: layer::Context<'_, S>) {
         let (Some(span), Some(other)) = (context.span(id), context.span(follows)) else { return };
         let other = other.extensions().get::<State>().map(State::context);
         if let (Some(other), Some(state)) = (other, span.extensions_mut().get_mut::<State>()) {
-            wire::link(&mut state.events, &other);
+            state.link(&other);
         }
     }
 
@@ -493,7 +544,7 @@ impl SpanExt for Span {
     fn set_otel_attribute(&self, key: &'static str, value: impl Into<Value>) {
         let value = value.into();
         let set = with_state(self, |state| {
-            if state.recorded {
+            if state.has_room() {
                 wire::remove_attribute(&mut state.attributes, key);
                 wire::attribute(&mut state.attributes, wire::SPAN_ATTRIBUTE, key, &Item::Value(&value));
             }
@@ -504,7 +555,7 @@ impl SpanExt for Span {
     }
 
     fn add_otel_link(&self, other: SpanContext) {
-        if with_state(self, |state| wire::link(&mut state.events, &other)).is_none() {
+        if with_state(self, |state| state.link(&other)).is_none() {
             OpenTelemetrySpanExt::add_link(self, other);
         }
     }

@@ -67,6 +67,7 @@ macro_rules! agent {
 
 /// Tells on stderr what went wrong with telemetry itself, once in ten seconds at most: there is nowhere else to tell it.
 fn complain(what: &str) {
+    use std::io::Write;
     use std::sync::Mutex;
     use std::time::{Duration, Instant};
     static LAST: Mutex<Option<(Instant, u64)>> = Mutex::new(None);
@@ -80,5 +81,6 @@ fn complain(what: &str) {
         Some((since, said)) if since.elapsed() < Duration::from_secs(10) => *said += 1,
         _ => *last = Some((Instant::now(), 1)),
     }
-    eprintln!("firstfall-agent: {what}");
+    // Not `eprintln!`, which panics when nobody reads.
+    let _ = writeln!(std::io::stderr(), "firstfall-agent: {what}");
 }

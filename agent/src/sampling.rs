@@ -107,12 +107,21 @@ pub(crate) fn with_threshold(state: &TraceState, threshold: Option<u64>) -> Trac
 
 impl Sampling {
     /// Whether a trace that begins here is taken, and the state that says by which part.
-    pub(crate) fn takes(&self, trace: TraceId) -> (bool, TraceState) {
-        if self.ratio >= 1.0 {
-            return (true, TraceState::NONE);
+    pub(crate) fn takes(&self, trace: TraceId, state: &TraceState) -> (bool, TraceState) {
+        let known = state.get("ot");
+        if self.ratio >= 1.0 && known.is_none() {
+            return (true, state.clone());
         }
-        let taken = self.ratio > 0.0 && randomness(trace, None) >= self.threshold();
-        (taken, if taken { with_threshold(&TraceState::NONE, Some(self.threshold())) } else { TraceState::NONE })
+        let taken = self.ratio > 0.0 && randomness(trace, Some(state)) >= self.threshold();
+        // Everything is taken unless told otherwise, and then there is nothing to tell.
+        let threshold = (taken && self.ratio < 1.0).then(|| self.threshold());
+        (taken, if threshold.is_none() && known.is_none() { state.clone() } else { with_threshold(state, threshold) })
+    }
+
+    /// The same part of other traces: a sampler that the environment names keeps what code says about failures.
+    pub(crate) fn as_named(&self, ratio: f64, follows_parent: bool, keeps: bool) -> Sampling {
+        let keep_slower_than = self.keep_slower_than.filter(|_| keeps);
+        Sampling { ratio, follows_parent, keep_failures: self.keep_failures && keeps, keep_slower_than }
     }
 }
 
@@ -131,13 +140,7 @@ impl ShouldSample for Sampling {
         let state = parent.as_ref().map(|parent| parent.trace_state().clone()).unwrap_or_default();
         let (taken, state) = match &parent {
             Some(parent) if self.follows_parent => (parent.is_sampled(), state),
-            None => self.takes(trace),
-            _ => {
-                let taken = self.ratio > 0.0 && randomness(trace, Some(&state)) >= self.threshold();
-                // Everything is taken unless told otherwise, and then there is nothing to tell.
-                let threshold = (taken && self.ratio < 1.0).then(|| self.threshold());
-                (taken, with_threshold(&state, threshold))
-            }
+            _ => self.takes(trace, &state),
         };
         let decision = match taken {
             true => SamplingDecision::RecordAndSample,

@@ -9,6 +9,7 @@ use crate::propagate::Headers;
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body;
+use opentelemetry::trace::FutureExt;
 use opentelemetry::{KeyValue, global};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -76,7 +77,8 @@ where
         let (method, shown) = method_name(request.method());
         let head_only = method == "HEAD";
         let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-        let scheme = request.uri().scheme_str().unwrap_or("http").to_owned();
+        // The client's to write, and so one of two.
+        let scheme = if request.uri().scheme_str() == Some("https") { "https" } else { "http" };
         let version = match request.version() {
             Version::HTTP_10 => "1.0",
             Version::HTTP_2 => "2",
@@ -122,7 +124,7 @@ where
             span.record("client.address", peer.ip().to_string());
         }
         drop(attached);
-        span.set_otel_parent(parent);
+        span.set_otel_parent(parent.clone());
         let active = vec![KeyValue::new("http.request.method", method), KeyValue::new("url.scheme", scheme)];
         if let Some(counter) = &self.layer.instruments.active {
             counter.add(1, &active);
@@ -156,6 +158,7 @@ where
                 }
             }
         };
-        Box::pin(answer.instrument(span))
+        // Around it the caller's context, so that trace and baggage go on where nothing of this service is exported.
+        Box::pin(answer.instrument(span).with_context(parent))
     }
 }

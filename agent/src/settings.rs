@@ -46,6 +46,9 @@ pub(crate) struct Settings {
     pub level: LevelFilter,
 }
 
+/// Nobody means more than a day, and sums of times must not overflow.
+pub(crate) const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// Between attempts at reading variables: what was wrong, in sentences that name the variable.
 struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
@@ -116,18 +119,19 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn sampling(name: &str, argument: Option<&str>) -> Option<Sampling> {
+fn sampling(name: &str, argument: Option<&str>, told: &Sampling) -> Option<Sampling> {
     let ratio = || match argument {
         None => Some(1.0),
         Some(text) => text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio)),
     };
     Some(match name {
-        "always_on" => Sampling::ratio(1.0).alone(),
-        "always_off" => Sampling::ratio(0.0).alone(),
-        "traceidratio" => Sampling::ratio(ratio()?).alone(),
-        "parentbased_always_on" => Sampling::ratio(1.0),
-        "parentbased_always_off" => Sampling::ratio(0.0),
-        "parentbased_traceidratio" => Sampling::ratio(ratio()?),
+        "always_on" => told.as_named(1.0, false, true),
+        // Off is off: failures are not kept either.
+        "always_off" => told.as_named(0.0, false, false),
+        "traceidratio" => told.as_named(ratio()?, false, true),
+        "parentbased_always_on" => told.as_named(1.0, true, true),
+        "parentbased_always_off" => told.as_named(0.0, true, false),
+        "parentbased_traceidratio" => told.as_named(ratio()?, true, true),
         _ => return None,
     })
 }
@@ -135,7 +139,13 @@ fn sampling(name: &str, argument: Option<&str>) -> Option<Sampling> {
 impl Settings {
     /// What code says, and over it what the environment says; with what was wrong.
     pub fn of(agent: &Agent, lookup: &dyn Fn(&str) -> Option<String>) -> (Settings, Vec<String>) {
-        let mut reader = Reader { lookup, problems: Vec::new() };
+        let nothing = |_: &str| None;
+        let mut reader = Reader { lookup: if agent.environment_counts { lookup } else { &nothing }, problems: Vec::new() };
+        for (name, value) in &agent.headers {
+            if http::HeaderName::from_bytes(name.as_bytes()).is_err() || http::HeaderValue::from_str(value).is_err() {
+                reader.problems.push(format!("header: {name:?} and its value are no header of HTTP; requests to the collector will fail"));
+            }
+        }
         let yes = |text: &str| match text.to_ascii_lowercase().as_str() {
             "true" => Some(true),
             "false" => Some(false),
@@ -187,7 +197,7 @@ impl Settings {
         let sampler =
             "a sampler that this agent has (parentbased_traceidratio and the others of the specification) with a ratio from 0 to 1";
         let sampling = reader
-            .read(&["OTEL_TRACES_SAMPLER"], sampler, |name| sampling(name, argument.as_deref()))
+            .read(&["OTEL_TRACES_SAMPLER"], sampler, |name| sampling(name, argument.as_deref(), &agent.sampling))
             .unwrap_or_else(|| agent.sampling.clone());
         let propagators = reader
             .read(&["OTEL_PROPAGATORS"], "a list of tracecontext, baggage, b3, b3multi, none", |text| {
@@ -215,9 +225,9 @@ impl Settings {
             wanted,
             headers,
             compression,
-            timeout: timeout.max(Duration::from_millis(1)),
-            delay: delay.max(Duration::from_millis(10)),
-            metric_interval: metric_interval.max(Duration::from_millis(100)),
+            timeout: timeout.clamp(Duration::from_millis(1), LONGEST),
+            delay: delay.clamp(Duration::from_millis(10), LONGEST),
+            metric_interval: metric_interval.clamp(Duration::from_millis(100), LONGEST),
             queue_bytes,
             spool,
             spool_bytes: agent.spool_bytes,

@@ -6,7 +6,7 @@ use crate::lean::Lean;
 use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
 use crate::sampling::Sampling;
-use crate::settings::{Compression, Settings};
+use crate::settings::{Compression, LONGEST, Settings};
 use crate::{panics, resource, runtime, wire};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry::{KeyValue, Value, global};
@@ -71,6 +71,7 @@ pub struct Agent {
     exposition: bool,
     pub(crate) level: LevelFilter,
     lean: bool,
+    pub(crate) environment_counts: bool,
     runtime_metrics: bool,
     panics: bool,
 }
@@ -107,6 +108,7 @@ impl Agent {
             exposition: false,
             level: LevelFilter::INFO,
             lean: false,
+            environment_counts: true,
             runtime_metrics: true,
             panics: true,
         }
@@ -215,6 +217,12 @@ impl Agent {
         self
     }
 
+    /// What code says counts alone; the `OTEL_*` variables of settings are not looked at.
+    pub fn without_environment(mut self) -> Agent {
+        self.environment_counts = false;
+        self
+    }
+
     /// Installs no `tracing` subscriber: the service builds its own, with [`Telemetry::layer`] in it.
     pub fn without_subscriber(mut self) -> Agent {
         self.subscriber = false;
@@ -252,6 +260,8 @@ impl Agent {
     fn set_up(self) -> Telemetry {
         let (settings, problems) = Settings::of(&self, &|name| std::env::var(name).ok());
         let mut telemetry = Telemetry { providers: None, problems, done: false };
+        // Also where nothing is exported: whoever calls and whoever is called have a trace all the same.
+        global::set_text_map_propagator(Propagation::new(&settings.propagators));
         if !settings.disabled {
             telemetry.start(&self, &settings);
         }
@@ -341,7 +351,6 @@ impl Telemetry {
             }
         }
         let (tracer, logger, meter) = (tracer.build(), logger.build(), meter.build());
-        global::set_text_map_propagator(Propagation::new(&settings.propagators));
         global::set_tracer_provider(tracer.clone());
         global::set_meter_provider(meter.clone());
         runtime::export_metrics(&exporter);
@@ -421,10 +430,11 @@ impl Telemetry {
     /// Sends what waits, metrics too. True when all of it was taken within the limit.
     pub fn flush(&self, limit: Duration) -> bool {
         let Some(providers) = &self.providers else { return true };
-        let started = Instant::now();
-        // Collects, and hands over; it does not wait for the collector.
-        let _ = providers.meter.force_flush();
-        providers.exporter.flush(limit.saturating_sub(started.elapsed()))
+        let limit = limit.min(LONGEST);
+        let until = Instant::now() + limit;
+        let meter = providers.meter.clone();
+        collected(limit / 2, move || drop(meter.force_flush()));
+        providers.exporter.flush(until.saturating_duration_since(Instant::now()))
     }
 
     /// Flushes and ends within `limit`, and says what became of everything.
@@ -439,18 +449,23 @@ impl Telemetry {
             return true;
         }
         let Some(providers) = &self.providers else { return true };
+        let limit = limit.min(LONGEST);
         let until = Instant::now() + limit;
-        // The meter's thread collects once more; its callbacks are the service's, and may hang.
         let meter = providers.meter.clone();
-        let (done, wait) = std::sync::mpsc::channel();
-        let collecting = std::thread::Builder::new().spawn(move || {
-            let _ = meter.shutdown_with_timeout(limit);
-            let _ = done.send(());
-        });
-        if collecting.is_ok() {
-            let _ = wait.recv_timeout(limit / 2);
-        }
+        collected(limit / 2, move || drop(meter.shutdown_with_timeout(limit)));
         providers.exporter.shutdown(until.saturating_duration_since(Instant::now()))
+    }
+}
+
+/// Has metrics collected once more, for so long at most: the callbacks are the service's, and may hang. It hands them over, and does not wait for the collector.
+fn collected(limit: Duration, collect: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    let collecting = std::thread::Builder::new().spawn(move || {
+        collect();
+        let _ = done.send(());
+    });
+    if collecting.is_ok() {
+        let _ = wait.recv_timeout(limit);
     }
 }
 
@@ -486,7 +501,9 @@ struct OfInterest(LevelFilter);
 
 impl OfInterest {
     fn has(self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= self.0 && of_the_service(metadata.target())
+        // The spans of the layers carry the trace on, whatever else is wanted.
+        metadata.target() == "firstfall_agent" && self.0 > LevelFilter::OFF
+            || *metadata.level() <= self.0 && of_the_service(metadata.target())
     }
 }
 
@@ -500,7 +517,7 @@ impl<S> layer::Filter<S> for OfInterest {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.0)
+        Some(self.0.max(LevelFilter::INFO))
     }
 }
 

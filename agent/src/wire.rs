@@ -181,6 +181,19 @@ pub fn remove_attribute(attributes: &mut Vec<u8>, key: &str) {
     }
 }
 
+/// The keys of attributes, one after the other.
+pub fn keys(attributes: &[u8], mut each: impl FnMut(&str)) {
+    let mut at = 0;
+    while at < attributes.len() {
+        let (length, content) = length_at(attributes, at + 1);
+        let (key_length, key_at) = length_at(attributes, content + 1);
+        if let (0x0a, Ok(key)) = (attributes[content], std::str::from_utf8(&attributes[key_at..key_at + key_length])) {
+            each(key);
+        }
+        at = content + length;
+    }
+}
+
 /// `LogRecord.body`.
 pub fn body(out: &mut Vec<u8>, item: &Item<'_>) {
     message(out, 5, |out| item.write(out));

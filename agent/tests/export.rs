@@ -227,3 +227,53 @@ fn a_panic_is_a_record_with_its_stack() {
     let logs = collector.logs();
     assert!(logs.len() == 1 && logs[0].0.contains("the coffee is cold"), "{logs:?}");
 }
+
+#[test]
+fn one_address_that_is_dead_holds_up_no_other_signal() {
+    let (well, dead) = (Collector::start(Mood::Well), Collector::start(Mood::Resets));
+    let output = std::process::Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "as_with_a_dead_address", "--include-ignored"])
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", well.url())
+        .env("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", dead.url())
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(dead.requests() > 0 && well.spans().len() == 40, "{} {}", dead.requests(), well.spans().len());
+}
+
+#[test]
+#[ignore = "a part of the test above, in a process with variables set"]
+fn as_with_a_dead_address() {
+    let telemetry = Agent::new("t").metric_interval(Duration::from_millis(100)).span_delay(Duration::from_millis(20)).init();
+    for part in 0..4 {
+        spans(named(&format!("p{part}"), 0..10));
+        telemetry.flush(Duration::from_millis(200));
+    }
+    let exported = || telemetry.account(Signal::Spans).map(|a| a.exported);
+    wait_for("the spans", || exported() == Some(40));
+}
+
+#[test]
+fn an_outage_makes_few_requests_of_many_items() {
+    let collector = Collector::start(Mood::Status(503, Some(1)));
+    let telemetry = agent(&collector).init();
+    for part in 0..10 {
+        spans(named(&format!("p{part}"), 0..1000));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    collector.set(Mood::Well);
+    let before = collector.requests();
+    wait_for("the spans", || collector.spans().len() == 10_000);
+    let requests = collector.requests() - before;
+    assert!(requests < 100, "{requests} requests for 10,000 spans");
+    assert_eq!(telemetry.account(Signal::Spans).map(|a| a.dropped_in_all()), Some(0));
+}
+
+#[test]
+fn a_limit_without_end_is_a_limit() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = agent(&collector).span_delay(Duration::MAX).timeout(Duration::MAX).init();
+    spans(named("s", 0..3));
+    assert!(telemetry.flush(Duration::MAX));
+    assert!(telemetry.shutdown(Duration::MAX).is_complete());
+}

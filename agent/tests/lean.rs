@@ -178,3 +178,52 @@ fn of_a_sampled_service_failures_are_kept_and_everything_says_what_it_stands_for
     let failing_and_taken = fails.iter().filter(|span| span.flags & 1 == 1).count();
     assert_eq!(children.len(), works.len() + failing_and_taken);
 }
+
+#[test]
+fn a_parent_that_the_code_names_is_the_parent_and_values_of_the_context_stay() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent.sampling(Sampling::ratio(1.0).alone()));
+    let a = tracing::info_span!("a");
+    a.in_scope(|| {
+        let _b = tracing::info_span!("b").entered();
+        drop(tracing::info_span!(parent: &a, "c").entered());
+    });
+    drop(a);
+    // A request with baggage, to which the handler adds, as a layer of a server leaves it.
+    let remote = SpanContext::new(
+        TraceId::from(9),
+        SpanId::from(9),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::from_key_value([("congo", "x")]).expect("valid"),
+    );
+    let request = tracing::info_span!("request");
+    request.set_otel_parent(Context::new().with_remote_span_context(remote));
+    request.in_scope(|| {
+        let _more = Context::current().with_baggage([KeyValue::new("user", "ann")]).attach();
+        let call = tracing::info_span!("call");
+        assert!(call.otel_context().baggage().get("user").is_some());
+        assert!(call.in_scope(|| Context::current().baggage().get("user").is_some()));
+    });
+    drop(request);
+    let spans = flushed(&telemetry, &collector);
+    assert_eq!(spans["c"].parent_span_id, spans["a"].span_id);
+    assert_eq!(spans["b"].parent_span_id, spans["a"].span_id);
+    assert_eq!(spans["call"].parent_span_id, spans["request"].span_id);
+}
+
+#[test]
+fn what_is_recorded_later_stands_in_place_of_what_was_also_past_the_sixty_fourth_field() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let span = tracing::info_span!("s", a = 1i64, b = "one", otel.kind = "server");
+    span.record("a", 2i64).record("b", "two").record("a", 3i64);
+    for n in 0..3 {
+        span.set_otel_attribute("c", n);
+    }
+    drop(span);
+    let spans = flushed(&telemetry, &collector);
+    let values = values(&spans["s"]);
+    assert_eq!((values["a"], values["b"], values["c"]), (&Any::IntValue(3), &Any::StringValue("two".to_owned()), &Any::IntValue(2)));
+    assert_eq!(spans["s"].kind, 2);
+}

@@ -95,9 +95,9 @@ pub struct DemoOptions {
 
 #[derive(Args, Clone)]
 pub struct DoctorOptions {
-    /// OTLP over HTTP; without it OTEL_EXPORTER_OTLP_ENDPOINT
-    #[arg(long, default_value = "http://127.0.0.1:4318")]
-    pub endpoint: String,
+    /// OTLP over HTTP; without it OTEL_EXPORTER_OTLP_ENDPOINT, else http://127.0.0.1:4318
+    #[arg(long)]
+    pub endpoint: Option<String>,
     /// Where the pages are, to read it back
     #[arg(long, default_value = "http://127.0.0.1:4380")]
     pub web: String,

@@ -11,7 +11,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Prints what was found, a line for each thing that was looked at. Returns how many of them were wrong.
 pub async fn run(options: &DoctorOptions) -> Result<usize, String> {
     let token = options.token.clone().or_else(|| std::env::var("FIRSTFALL_TOKEN").ok()).filter(|token| !token.is_empty());
-    let mut agent = Agent::new("firstfall-doctor").version(env!("CARGO_PKG_VERSION")).endpoint(&options.endpoint);
+    let mut agent = Agent::new("firstfall-doctor").version(env!("CARGO_PKG_VERSION"));
+    if let Some(endpoint) = &options.endpoint {
+        agent = agent.endpoint(endpoint).without_environment();
+    }
     if let Some(token) = &token {
         agent = agent.header("authorization", &format!("Bearer {token}"));
     }

@@ -24,7 +24,7 @@ use queue::Queue;
 use send::{Outcome, Sender};
 use spool::{Spool, Spooled};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,8 +53,8 @@ const WAKE_BYTES: usize = 512 << 10;
 /// Between attempts while the collector does not answer: doubled from the first to the last, less up to half of it by chance, so that a thousand
 /// services do not come back in step.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
-/// Once an attempt has failed the next ones get this long, so that the queue is looked after while somebody hangs.
-const TIME_OF_A_TRIAL: Duration = Duration::from_secs(2);
+/// A collector that says “now” when it has no room is not asked more often than this.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -67,8 +67,7 @@ struct Request {
 }
 
 enum Body {
-    /// With how many bytes it counts as waiting.
-    Memory(Vec<u8>, usize),
+    Memory(Vec<u8>),
     Disk(Spooled),
 }
 
@@ -88,8 +87,8 @@ pub(crate) struct Shared {
     control: Mutex<Control>,
     changed: Condvar,
     woken: AtomicBool,
-    /// Attempts in a row that have failed.
-    failures: AtomicU32,
+    /// The thread has ended: what comes now goes nowhere.
+    over: AtomicBool,
 }
 
 /// The way in, cheap to clone.
@@ -114,7 +113,7 @@ impl Exporter {
             control: Mutex::default(),
             changed: Condvar::new(),
             woken: AtomicBool::new(false),
-            failures: AtomicU32::new(0),
+            over: AtomicBool::new(false),
         });
         let worker = Worker::new(shared.clone(), settings.clone(), resource);
         std::thread::Builder::new().name("firstfall-export".to_owned()).spawn(move || worker.run())?;
@@ -122,6 +121,10 @@ impl Exporter {
     }
 
     pub fn push(&self, signal: Signal, scope: &InstrumentationScope, encode: impl FnOnce(&mut Vec<u8>)) {
+        if self.shared.over.load(Ordering::Relaxed) {
+            self.shared.counts.accept(signal, 1);
+            return self.shared.counts.lose(signal, Loss::Shutdown, 1);
+        }
         let waiting = self.shared.queue.push(signal, scope, &self.shared.counts, encode);
         if waiting > WAKE_BYTES.min(self.shared.queue.bytes_max / 4) && !self.shared.woken.swap(true, Ordering::Relaxed) {
             self.wake();
@@ -193,6 +196,17 @@ impl Exporter {
     }
 }
 
+/// What waits of one signal, and how its address has answered: one that is dead holds up no other.
+struct Lane {
+    /// Oldest first.
+    waiting: VecDeque<Request>,
+    /// Attempts in a row that have failed.
+    failures: u32,
+    next_try: Instant,
+    /// The collector has said when to come again; else only our own patience keeps us.
+    told: bool,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     settings: Settings,
@@ -200,11 +214,9 @@ struct Worker {
     sender: Sender,
     spool: Option<Spool>,
     spooled_bytes: u64,
-    /// Oldest first.
-    waiting: VecDeque<Request>,
+    lanes: [Lane; 3],
+    /// Bytes in memory of all lanes.
     memory: usize,
-    failures: u32,
-    next_try: Instant,
     random: u64,
 }
 
@@ -212,19 +224,9 @@ impl Worker {
     fn new(shared: Arc<Shared>, settings: Settings, resource: Vec<u8>) -> Worker {
         let sender = Sender::new(&settings);
         let random = u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos() | 1);
-        Worker {
-            shared,
-            settings,
-            resource,
-            sender,
-            spool: None,
-            spooled_bytes: 0,
-            waiting: VecDeque::new(),
-            memory: 0,
-            failures: 0,
-            next_try: Instant::now(),
-            random,
-        }
+        let lane = |_| Lane { waiting: VecDeque::new(), failures: 0, next_try: Instant::now(), told: false };
+        let lanes = Signal::ALL.map(lane);
+        Worker { shared, settings, resource, sender, spool: None, spooled_bytes: 0, lanes, memory: 0, random }
     }
 
     fn run(mut self) {
@@ -235,16 +237,13 @@ impl Worker {
             let (flushes, end) = self.wait();
             self.shared.woken.store(false, Ordering::Relaxed);
             self.collect();
-            let until = flushes.iter().map(|(until, _)| *until).chain(end).max();
-            if until.is_some() || Instant::now() >= self.next_try {
-                self.send(until);
-            }
+            self.send(flushes.iter().map(|(until, _)| *until).chain(end).max());
             self.make_room();
             if let Some(used) = thread_cpu() {
                 self.shared.counts.cpu_ns.store(used, Ordering::Relaxed);
             }
             for (_, done) in flushes {
-                let _ = done.send(self.waiting.is_empty());
+                let _ = done.send(self.lanes.iter().all(|lane| lane.waiting.is_empty()));
             }
             if end.is_some() {
                 self.end();
@@ -267,6 +266,12 @@ impl Worker {
         }
     }
 
+    /// Somebody waits for a flush or the end.
+    fn is_asked(&self) -> bool {
+        let control = lock(&self.shared.control);
+        !control.flushes.is_empty() || control.end.is_some()
+    }
+
     fn open_spool(&mut self) {
         let Some(folder) = &self.settings.spool else { return };
         match Spool::open(folder) {
@@ -275,61 +280,96 @@ impl Worker {
                 for file in left {
                     self.shared.counts.accept(file.signal, file.items);
                     self.spooled_bytes += file.bytes;
-                    self.waiting.push_back(Request { signal: file.signal, items: file.items, body: Body::Disk(file) });
+                    let request = Request { signal: file.signal, items: file.items, body: Body::Disk(file) };
+                    self.lanes[request.signal as usize].waiting.push_back(request);
                 }
             }
             Err(error) => crate::complain(&format!("the spool {}: {error}; items wait in memory only", folder.display())),
         }
     }
 
-    /// Makes requests of what waits in the queue.
+    /// Makes requests of what waits in the queue: as few as their size allows, each with all scopes that fit.
     fn collect(&mut self) {
         for signal in [Signal::Spans, Signal::Logs] {
-            for items in self.shared.queue.take(signal) {
-                let scope = wire::scope(&items.scope);
+            let all = self.shared.queue.take(signal);
+            let heads: Vec<Vec<u8>> = all.iter().map(|items| wire::scope(&items.scope)).collect();
+            let mut parts: Vec<(&[u8], &[u8])> = Vec::new();
+            let (mut bytes, mut count) = (0, 0);
+            for (items, head) in all.iter().zip(&heads) {
                 let mut rest = &items.bytes[..];
                 while !rest.is_empty() {
-                    let (length, count) = wire::whole_items(rest, REQUEST_BYTES);
-                    let body = wire::request(&self.resource, [(&scope[..], &rest[..length])]);
-                    self.take(signal, count, body, length);
+                    let room = REQUEST_BYTES.saturating_sub(bytes);
+                    if !parts.is_empty() && wire::whole_items(rest, 0).0 > room {
+                        self.take_parts(signal, &mut parts, &mut bytes, &mut count);
+                        continue;
+                    }
+                    let (length, items) = wire::whole_items(rest, room);
+                    parts.push((head, &rest[..length]));
+                    (bytes, count) = (bytes + length, count + items);
                     rest = &rest[length..];
                 }
+            }
+            if !parts.is_empty() {
+                self.take_parts(signal, &mut parts, &mut bytes, &mut count);
             }
         }
         let whole = std::mem::take(&mut *lock(&self.shared.whole));
         for (signal, items, body) in whole {
-            let length = body.len();
-            self.take(signal, items, body, length);
+            self.take(signal, items, body);
         }
     }
 
-    fn take(&mut self, signal: Signal, items: u64, body: Vec<u8>, counted: usize) {
-        self.memory += counted;
-        self.waiting.push_back(Request { signal, items, body: Body::Memory(body, counted) });
+    fn take_parts(&mut self, signal: Signal, parts: &mut Vec<(&[u8], &[u8])>, bytes: &mut usize, count: &mut u64) {
+        let body = wire::request(&self.resource, parts.drain(..));
+        // Its heads wait with it.
+        self.shared.queue.add(body.len().saturating_sub(*bytes));
+        self.take(signal, std::mem::take(count), body);
+        *bytes = 0;
     }
 
+    fn take(&mut self, signal: Signal, items: u64, body: Vec<u8>) {
+        self.memory += body.len();
+        self.lanes[signal as usize].waiting.push_back(Request { signal, items, body: Body::Memory(body) });
+    }
+
+    /// Sends what waits. With a limit it goes on until all is sent or the limit is over; without, until somebody does not answer, or asks for a flush.
     fn send(&mut self, until: Option<Instant>) {
-        while let Some(request) = self.waiting.front() {
+        let mut first = true;
+        loop {
+            for signal in Signal::ALL {
+                let lane = &self.lanes[signal as usize];
+                // A flush is worth an attempt before our own patience is over, but not one that we were told not to make.
+                if Instant::now() >= lane.next_try || (first && until.is_some() && !lane.told) {
+                    self.send_lane(signal, until);
+                }
+            }
+            first = false;
+            let Some(until) = until else { return };
+            let waiting = self.lanes.iter().filter(|lane| !lane.waiting.is_empty());
+            let Some(next) = waiting.map(|lane| lane.next_try).min().filter(|next| *next < until) else { return };
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)));
+        }
+    }
+
+    fn send_lane(&mut self, signal: Signal, until: Option<Instant>) {
+        while let Some(request) = self.lanes[signal as usize].waiting.front() {
             let now = Instant::now();
-            if until.is_some_and(|until| now >= until) {
+            if until.is_some_and(|until| now >= until) || (until.is_none() && self.is_asked()) {
                 return;
             }
-            let mut limit = if self.failures > 0 { self.settings.timeout.min(TIME_OF_A_TRIAL) } else { self.settings.timeout };
-            if let Some(until) = until {
-                limit = limit.min(until - now);
-            }
-            let (signal, items) = (request.signal, request.items);
+            let limit = until.map_or(self.settings.timeout, |until| self.settings.timeout.min(until - now));
+            let items = request.items;
             let outcome = match &request.body {
-                Body::Memory(body, _) => self.sender.send(signal, body, limit),
+                Body::Memory(body) => self.sender.send(signal, body, limit),
                 Body::Disk(file) if file.age() > self.settings.spool_age => {
-                    self.done(Some(Loss::SpoolExpired));
+                    self.done(signal, Some(Loss::SpoolExpired));
                     continue;
                 }
                 Body::Disk(file) => match file.body() {
                     Ok(body) => self.sender.send(signal, &body, limit),
                     Err(error) => {
                         crate::complain(&format!("a file of the spool cannot be read: {error}"));
-                        self.done(Some(Loss::SpoolFailed));
+                        self.done(signal, Some(Loss::SpoolFailed));
                         continue;
                     }
                 },
@@ -339,41 +379,29 @@ impl Worker {
                     let rejected = rejected.min(items);
                     self.shared.counts.export(signal, items - rejected);
                     self.shared.counts.lose(signal, Loss::Rejected, rejected);
-                    self.done(None);
-                    self.went_well();
+                    self.done(signal, None);
                 }
                 Outcome::Refused(why) => {
-                    crate::complain(&format!("the collector refuses {items} {}s for good: {why}", signal.name()));
-                    self.done(Some(Loss::Refused));
-                    self.went_well();
+                    crate::complain(&format!("{items} {}s are refused for good: {why}", signal.name()));
+                    self.done(signal, Some(Loss::Refused));
                 }
                 Outcome::Later { after, why } => {
-                    if self.failures == 0 {
-                        crate::complain(&format!("the collector does not take telemetry: {why}; it is tried again"));
+                    let failures = self.lanes[signal as usize].failures;
+                    if failures == 0 {
+                        crate::complain(&format!("the collector does not take {}s: {why}; it is tried again", signal.name()));
                     }
-                    let pause = after.unwrap_or_else(|| self.backoff());
-                    self.failures = self.failures.saturating_add(1);
-                    self.shared.failures.store(self.failures, Ordering::Relaxed);
-                    self.next_try = Instant::now() + pause;
-                    match until {
-                        // Whoever waits for a flush has a limit; within it there may be time for another attempt.
-                        Some(until) if Instant::now() + pause < until => std::thread::sleep(pause),
-                        _ => return,
-                    }
+                    let pause = after.map_or_else(|| self.backoff(failures), |after| after.max(PAUSE_MIN));
+                    let lane = &mut self.lanes[signal as usize];
+                    (lane.failures, lane.next_try, lane.told) = (failures.saturating_add(1), Instant::now() + pause, after.is_some());
+                    return;
                 }
             }
         }
     }
 
-    fn went_well(&mut self) {
-        self.failures = 0;
-        self.shared.failures.store(0, Ordering::Relaxed);
-        self.next_try = Instant::now();
-    }
-
-    fn backoff(&mut self) -> Duration {
+    fn backoff(&mut self, failures: u32) -> Duration {
         let (first, last) = BACKOFF;
-        let full = last.min(first.saturating_mul(1 << self.failures.min(10)));
+        let full = last.min(first.saturating_mul(1 << failures.min(10)));
         // Xorshift: it only has to differ between processes.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -381,17 +409,20 @@ impl Worker {
         full / 2 + full.mul_f64((self.random >> 11) as f64 / (1u64 << 53) as f64) / 2
     }
 
-    /// The first request is done with: sent, or lost.
-    fn done(&mut self, loss: Option<Loss>) {
-        let Some(request) = self.waiting.pop_front() else { return };
-        self.forget(&request, loss);
+    /// The first request of a lane is done with: answered, or lost.
+    fn done(&mut self, signal: Signal, loss: Option<Loss>) {
+        let lane = &mut self.lanes[signal as usize];
+        (lane.failures, lane.told) = (0, false);
+        if let Some(request) = lane.waiting.pop_front() {
+            self.forget(&request, loss);
+        }
     }
 
     fn forget(&mut self, request: &Request, loss: Option<Loss>) {
         match &request.body {
-            Body::Memory(_, counted) => {
-                self.memory -= counted;
-                self.shared.queue.free(*counted);
+            Body::Memory(body) => {
+                self.memory -= body.len();
+                self.shared.queue.free(body.len());
             }
             Body::Disk(file) => {
                 self.spooled_bytes -= file.bytes;
@@ -413,15 +444,16 @@ impl Worker {
     /// Writes the oldest requests to the spool, until no more than `leave` bytes are in memory.
     fn spill(&mut self, leave: usize) {
         let Some(mut spool) = self.spool.take() else { return };
-        let mut at = 0;
-        while self.memory > leave && at < self.waiting.len() {
-            let request = &mut self.waiting[at];
-            at += 1;
-            let Body::Memory(body, counted) = &request.body else { continue };
+        let requests = self.lanes.iter_mut().flat_map(|lane| lane.waiting.iter_mut());
+        for request in requests {
+            let Body::Memory(body) = &request.body else { continue };
+            if self.memory <= leave {
+                break;
+            }
             match spool.write(request.signal, request.items, body) {
                 Ok(file) => {
-                    self.memory -= counted;
-                    self.shared.queue.free(*counted);
+                    self.memory -= body.len();
+                    self.shared.queue.free(body.len());
                     self.spooled_bytes += file.bytes;
                     request.body = Body::Disk(file);
                 }
@@ -433,21 +465,29 @@ impl Worker {
         }
         self.spool = Some(spool);
         while self.spooled_bytes > self.settings.spool_bytes {
-            let Some(oldest) = self.waiting.iter().position(|r| matches!(r.body, Body::Disk(_))) else { break };
-            if let Some(request) = self.waiting.remove(oldest) {
+            let oldest = self.lanes.iter().enumerate().filter_map(|(lane, all)| {
+                let at = all.waiting.iter().position(|request| matches!(request.body, Body::Disk(_)))?;
+                let Body::Disk(file) = &all.waiting[at].body else { return None };
+                Some((file.written, lane, at))
+            });
+            let Some((_, lane, at)) = oldest.min() else { break };
+            if let Some(request) = self.lanes[lane].waiting.remove(at) {
                 self.forget(&request, Some(Loss::SpoolFull));
             }
         }
     }
 
     fn end(mut self) {
+        self.shared.over.store(true, Ordering::Relaxed);
         // What came while the last requests were sent.
         self.collect();
         self.spill(0);
-        while let Some(request) = self.waiting.pop_front() {
-            match request.body {
-                Body::Disk(_) => self.shared.counts.keep(request.signal, request.items),
-                Body::Memory(..) => self.forget(&request, Some(Loss::Shutdown)),
+        for signal in Signal::ALL {
+            while let Some(request) = self.lanes[signal as usize].waiting.pop_front() {
+                match request.body {
+                    Body::Disk(_) => self.shared.counts.keep(signal, request.items),
+                    Body::Memory(..) => self.forget(&request, Some(Loss::Shutdown)),
+                }
             }
         }
         drop(self.spool.take());

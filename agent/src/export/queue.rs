@@ -31,6 +31,8 @@ pub(crate) struct Queue {
     places: Box<[Aligned]>,
     /// Bytes that wait here, and those that the export thread has taken and not got rid of yet.
     pub bytes: AtomicUsize,
+    /// Those that the thread has not taken yet.
+    fresh: AtomicUsize,
     pub bytes_max: usize,
 }
 
@@ -56,16 +58,21 @@ fn own_place() -> usize {
 
 impl Queue {
     pub fn new(bytes_max: usize) -> Queue {
-        Queue { places: (0..PLACES).map(|_| Aligned::default()).collect(), bytes: AtomicUsize::new(0), bytes_max }
+        Queue {
+            places: (0..PLACES).map(|_| Aligned::default()).collect(),
+            bytes: AtomicUsize::new(0),
+            fresh: AtomicUsize::new(0),
+            bytes_max,
+        }
     }
 
-    /// Encodes an item into the thread's place, unless the queue is full. Returns how many bytes wait now.
+    /// Encodes an item into the thread's place, unless the queue is full. Returns how many bytes wait for the thread now.
     pub fn push(&self, signal: Signal, scope: &InstrumentationScope, counts: &Counts, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
         counts.accept(signal, 1);
         let waiting = self.bytes.load(Ordering::Relaxed);
         if waiting >= self.bytes_max {
             counts.lose(signal, Loss::QueueFull, 1);
-            return waiting;
+            return 0;
         }
         let mut place = self.places[own_place()].0.lock().unwrap_or_else(PoisonError::into_inner);
         let scopes = &mut place.scopes[signal as usize];
@@ -82,23 +89,39 @@ impl Queue {
         encode(&mut items.bytes);
         items.count += 1;
         let added = items.bytes.len() - before;
+        // While it cannot be taken yet, so that what is freed was counted before.
+        self.bytes.fetch_add(added, Ordering::Relaxed);
+        let fresh = self.fresh.fetch_add(added, Ordering::Relaxed).wrapping_add(added);
         drop(place);
-        self.bytes.fetch_add(added, Ordering::Relaxed) + added
+        fresh
     }
 
-    /// Takes out what waits of a signal, place by place.
+    /// Takes out what waits of a signal, by scope.
     pub fn take(&self, signal: Signal) -> Vec<Items> {
         let mut all: Vec<Items> = Vec::new();
+        self.fresh.store(0, Ordering::Relaxed);
         for place in &self.places {
             let mut place = place.0.lock().unwrap_or_else(PoisonError::into_inner);
             for items in place.scopes[signal as usize].iter_mut().filter(|items| items.count > 0) {
                 // As much room again as was needed, so that it does not grow anew each time; nothing like a burst's, which would stay.
                 let room = Vec::with_capacity(items.bytes.len().min(64 << 10));
                 let bytes = std::mem::replace(&mut items.bytes, room);
-                all.push(Items { scope: items.scope.clone(), bytes, count: std::mem::take(&mut items.count) });
+                let count = std::mem::take(&mut items.count);
+                match all.iter_mut().find(|all| same(&all.scope, &items.scope)) {
+                    Some(all) => {
+                        all.bytes.extend_from_slice(&bytes);
+                        all.count += count;
+                    }
+                    None => all.push(Items { scope: items.scope.clone(), bytes, count }),
+                }
             }
         }
         all
+    }
+
+    /// Counts bytes that came to those that wait: heads of requests.
+    pub fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub fn free(&self, bytes: usize) {
@@ -148,6 +171,7 @@ mod tests {
         });
         let taken = queue.take(Signal::Logs);
         assert_eq!(taken.iter().map(|items| items.bytes.len()).sum::<usize>(), 4000);
+        assert_eq!(queue.bytes.load(Ordering::Relaxed), 4000);
         assert!(taken.iter().all(|items| items.count == 1000), "each thread has its own scope here");
     }
 }

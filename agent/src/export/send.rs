@@ -69,6 +69,10 @@ impl Sender {
         };
         let mut answer = match sent {
             Ok(answer) => answer,
+            // These will not change by waiting.
+            Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::TlsRequired)) => {
+                return Outcome::Refused(error.to_string());
+            }
             Err(error) => return Outcome::Later { after: None, why: error.to_string() },
         };
         let status = answer.status().as_u16();

@@ -47,24 +47,43 @@ fn create_folder(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
+/// A folder that a process of this agent made: by its name, twenty digits and a number, and no link to elsewhere.
+fn is_ours(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name();
+    let named = name.to_str().and_then(|name| name.split_once('-')).is_some_and(|(since, pid)| {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        since.len() == 20 && digits(since) && digits(pid)
+    });
+    let plain = |path: &Path, file: bool| fs::symlink_metadata(path).is_ok_and(|about| if file { about.is_file() } else { about.is_dir() });
+    named && plain(&entry.path(), false) && plain(&entry.path().join("lock"), true)
+}
+
 impl Spool {
     /// Opens the spool in a folder, and says what processes that have ended left there, oldest first.
     pub fn open(folder: &Path) -> io::Result<(Spool, Vec<Spooled>)> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let own = folder.join(format!("{since:020}-{}", std::process::id()));
         create_folder(&own)?;
-        let lock = File::create(own.join("lock"))?;
+        // It has its name once it is locked: a process that starts at the same moment must not take this one for dead.
+        let draft = own.join("lock.draft");
+        let lock = File::create(&draft)?;
         lock.try_lock().map_err(io::Error::from)?;
+        fs::rename(&draft, own.join("lock"))?;
         let mut spool = Spool { own, _lock: lock, number: 0 };
         let mut left = Vec::new();
         for entry in fs::read_dir(folder)?.flatten() {
             let other = entry.path();
             if other != spool.own
+                && is_ours(&entry)
                 && let Ok(lock) = File::open(other.join("lock"))
                 && lock.try_lock().is_ok()
             {
                 left.extend(spool.take_over(&other));
-                let _ = fs::remove_dir_all(&other);
+                // Only what a spool has in it; a folder with anything else stays.
+                for name in ["lock", "lock.draft"] {
+                    let _ = fs::remove_file(other.join(name));
+                }
+                let _ = fs::remove_dir(&other);
             }
         }
         left.sort_by(|a, b| a.written.cmp(&b.written).then_with(|| a.path.cmp(&b.path)));
@@ -186,7 +205,12 @@ mod tests {
         let (_second, none) = Spool::open(&folder).expect("a folder");
         assert!(none.is_empty(), "the first one lives and holds its lock");
         drop(spool);
+        // What others keep beside it is theirs, whatever they call their locks.
+        fs::create_dir_all(folder.join("dpkg")).expect("writable");
+        fs::write(folder.join("dpkg/lock"), "").expect("writable");
+        fs::write(folder.join("dpkg/status"), "installed").expect("writable");
         let (third, left) = Spool::open(&folder).expect("a folder");
+        assert!(folder.join("dpkg/status").exists() && folder.join("dpkg/lock").exists());
         assert_eq!(left.len(), 1);
         assert_eq!((left[0].signal, left[0].items, left[0].body().expect("whole")), (Signal::Logs, 3, b"body".to_vec()));
         drop(third);

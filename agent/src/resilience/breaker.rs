@@ -36,6 +36,8 @@ struct Memory {
     state: State,
     /// Whether the latest calls have failed.
     latest: VecDeque<bool>,
+    /// Counts changes of state: what was called before one tells nothing about what is after.
+    turn: u64,
 }
 
 /// Opens when at least half of the last fifty calls (and of at least ten) have failed, stays so for five seconds, and closes again after three trials that
@@ -78,7 +80,7 @@ where
 
 impl Breaker {
     pub fn new(name: &'static str) -> Breaker {
-        let memory = Arc::new(Mutex::new(Memory { state: State::Closed, latest: VecDeque::new() }));
+        let memory = Arc::new(Mutex::new(Memory { state: State::Closed, latest: VecDeque::new(), turn: 0 }));
         // Alive for as long as the breaker is; as a gauge for each state, 1 for the one that it is in, which is how dashboards know breakers.
         let seen = Arc::downgrade(&memory);
         global::meter("firstfall-agent")
@@ -108,7 +110,7 @@ impl<F> Breaker<F> {
 
     /// Stays open for so long, and closes after so many trials that went well.
     pub fn recovers(mut self, pause: Duration, trials: u32) -> Breaker<F> {
-        (self.pause, self.trials) = (pause, trials.max(1));
+        (self.pause, self.trials) = (pause.min(crate::settings::LONGEST), trials.max(1));
         self
     }
 
@@ -122,18 +124,19 @@ impl<F> Breaker<F> {
         let from = memory.state.name();
         memory.state = to;
         memory.latest.clear();
+        memory.turn += 1;
         tracing::warn!(target: "firstfall_agent::breaker", name = self.name, from, to = to.name(), "the breaker {} is {}", self.name, to.name());
     }
 
-    /// Whether a call may be made.
-    fn admit(&self) -> bool {
+    /// The turn in which a call may be made, if it may.
+    fn admit(&self) -> Option<u64> {
         let mut memory = lock(&self.memory);
         if let State::Open(until) = memory.state
             && Instant::now() >= until
         {
             self.change(&mut memory, State::HalfOpen { under_way: 0, well: 0 });
         }
-        match &mut memory.state {
+        let admitted = match &mut memory.state {
             State::Closed => true,
             State::Open(_) => false,
             State::HalfOpen { under_way, well } => {
@@ -141,11 +144,15 @@ impl<F> Breaker<F> {
                 *under_way += u32::from(admitted);
                 admitted
             }
-        }
+        };
+        admitted.then_some(memory.turn)
     }
 
-    fn learn(&self, failed: bool) {
+    fn learn(&self, turn: u64, failed: bool) {
         let mut memory = lock(&self.memory);
+        if memory.turn != turn {
+            return;
+        }
         match &mut memory.state {
             State::Closed => {
                 memory.latest.push_back(failed);
@@ -167,7 +174,6 @@ impl<F> Breaker<F> {
                     self.change(&mut memory, State::Closed);
                 }
             }
-            // It opened while this call was under way.
             State::Open(_) => {}
         }
     }
@@ -176,13 +182,16 @@ impl<F> Breaker<F> {
 /// A call that was admitted. One that is dropped on the way tells nothing of the callee, and gives its place back.
 struct Trial<F> {
     breaker: Breaker<F>,
+    turn: u64,
     done: bool,
 }
 
 impl<F> Drop for Trial<F> {
     fn drop(&mut self) {
+        let mut memory = lock(&self.breaker.memory);
         if !self.done
-            && let State::HalfOpen { under_way, .. } = &mut lock(&self.breaker.memory).state
+            && memory.turn == self.turn
+            && let State::HalfOpen { under_way, .. } = &mut memory.state
         {
             *under_way = under_way.saturating_sub(1);
         }
@@ -220,17 +229,17 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        if !self.breaker.admit() {
+        let Some(turn) = self.breaker.admit() else {
             let name = self.breaker.name;
             tracing::info!(target: "firstfall_agent::breaker", name, "not called: the breaker is open");
             return Box::pin(async move { Err(Failure::Open(name)) });
-        }
-        let mut trial = Trial { breaker: self.breaker.clone(), done: false };
+        };
+        let mut trial = Trial { breaker: self.breaker.clone(), turn, done: false };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let result = answer.await;
             trial.done = true;
-            trial.breaker.learn(trial.breaker.failed.failed(&result));
+            trial.breaker.learn(turn, trial.breaker.failed.failed(&result));
             result.map_err(Failure::Inner)
         })
     }

@@ -114,7 +114,7 @@ pub fn incident(observed: &Observed, incident: &Incident, until: WindowNo) -> no
     let found_triggers = [
         changed,
         more_traffic(observed, &before, incident.onset),
-        impatience(observed, &after),
+        impatience(observed, &found, &before, &after),
         retries(observed, &found, &before, &after),
     ];
     let triggers: Vec<String> = found_triggers.into_iter().flatten().collect();
@@ -166,11 +166,18 @@ fn silence(observed: &Observed, node: NodeId, after: &Range<WindowNo>) -> Option
 }
 
 /// Callers that do not wait for as long as the callee takes.
-fn impatience(observed: &Observed, after: &Range<WindowNo>) -> Option<String> {
+fn impatience(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after: &Range<WindowNo>) -> Option<String> {
+    let sick: HashSet<NodeId> = found.candidates.iter().map(|c| c.node).collect();
     let worst = observed.windows.series.iter().filter_map(|(subject, series)| {
         let Subject::GivenUp { from, to } = *subject else { return None };
         let answered = series.total(after.start, after.end);
-        let failed = observed.windows.get(&Subject::Call { from, to })?.total(after.start, after.end).errors;
+        let calls = observed.windows.get(&Subject::Call { from, to })?;
+        let (failed, was) = (calls.total(after.start, after.end).errors, calls.total(before.start, before.end).errors);
+        // One that always gives up early is no news.
+        let usual = series.total(before.start, before.end);
+        if !sick.contains(&to) || (was > 0 && f64::from(usual.count) >= IMPATIENCE * f64::from(was)) {
+            return None;
+        }
         (f64::from(answered.count) >= HURT_MIN && f64::from(answered.count) >= IMPATIENCE * f64::from(failed))
             .then_some((answered, from, to))
     });

@@ -60,11 +60,13 @@ fn absences<'a>(
 ) -> Result<HashMap<Service, Absence>, Error> {
     let mut absences: HashMap<Service, Absence> = HashMap::new();
     let mut ids: HashMap<String, Service> = HashMap::new();
+    let mut last_seen: HashMap<Service, u64> = HashMap::new();
     let mut oldest = end;
     for summary in quiet {
         let service = summary.service.clone();
         oldest = oldest.min(summary.last_seen);
         ids.insert(Node { kind: NodeKind::Service, service: service.clone() }.id(), service.clone());
+        last_seen.insert(service.clone(), summary.last_seen);
         absences.insert(service, Absence::default());
     }
     if absences.is_empty() {
@@ -82,7 +84,10 @@ fn absences<'a>(
         let service =
             Service { name: change.service.clone(), namespace: change.namespace.clone(), environment: change.environment.clone() };
         // What is only seen never tells that the last instance was meant to go.
-        if let Some(absence) = absences.get_mut(&service).filter(|_| change.told && change.kind == "scale_down") {
+        if let Some(absence) = absences.get_mut(&service).filter(|_| {
+            let to_nothing = matches!(change.to.trim(), "" | "0");
+            change.told && change.kind == "scale_down" && to_nothing && change.time + RECENT >= last_seen[&service]
+        }) {
             absence.scaled_down = absence.scaled_down.max(Some(change.time));
         }
     }

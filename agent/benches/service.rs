@@ -1,0 +1,170 @@
+//! What telemetry adds to a real service: `cargo bench -p firstfall-agent --bench service`. The same axum service, without the agent, with it the usual way, and lean: each request
+//! is a server span, a client span (a call over HTTP that is made in every variant), a log record and four metrics. The service is a process of its own; its
+//! processor time is the kernel's account. The generator, the called service and the collector are this process, and not counted.
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::{any, get};
+use firstfall_agent::{Agent, Client, ServerLayer};
+use opentelemetry::metrics::Counter;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const REQUESTS: u32 = 20_000;
+const WARM: u32 = 3_000;
+const CONNECTIONS: u32 = 4;
+const ROUNDS: usize = 3;
+
+#[derive(Clone)]
+struct Shop {
+    plain: reqwest::Client,
+    client: Client,
+    counted: Counter<u64>,
+    peer: String,
+    telemetry: bool,
+}
+
+async fn sell(State(shop): State<Shop>) -> String {
+    let answer = match shop.telemetry {
+        true => shop.client.send(shop.client.get(&shop.peer)).await,
+        false => shop.plain.get(&shop.peer).send().await,
+    };
+    let said = match answer {
+        Ok(answer) => answer.text().await.unwrap_or_default(),
+        Err(error) => error.to_string(),
+    };
+    shop.counted.add(1, &[]);
+    tracing::info!(price = 12.5, currency = "EUR", "sold {said}");
+    said
+}
+
+/// Runs until its input ends, and says its port.
+fn serve(variant: &str, peer: String, collector: &str) {
+    let agent = Agent::new("bench").endpoint(collector);
+    let telemetry = match variant {
+        "usual" => Some(agent.init()),
+        "lean" => Some(agent.lean().init()),
+        _ => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let plain = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let counted = opentelemetry::global::meter("bench").u64_counter("sold").build();
+        let shop = Shop { client: Client::new(plain.clone()), plain, counted, peer, telemetry: telemetry.is_some() };
+        let mut app = Router::new().route("/sell/{what}", get(sell)).with_state(shop);
+        if telemetry.is_some() {
+            app = app.layer(ServerLayer::new());
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        println!("{}", listener.local_addr().expect("bound"));
+        tokio::select! {
+            _ = axum::serve(listener, app).into_future() => {}
+            () = async { drop(tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await) } => {}
+        }
+    });
+}
+
+/// Answers everything, as the service that is called and as the collector.
+fn peer() -> String {
+    let (say, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            say.send(format!("http://{}", listener.local_addr().expect("bound"))).expect("somebody waits");
+            let app = Router::new().route("/stock", get(|| async { "a book" })).fallback(any(|_: axum::body::Bytes| async { "" }));
+            axum::serve(listener, app).await
+        })
+    });
+    hear.recv().expect("it starts")
+}
+
+/// Processor seconds of all threads of a process.
+fn cpu(child: &Child) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
+    let of = |task: std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    tasks.filter_map(of).sum::<f64>() / 1e9
+}
+
+fn resident_mib(child: &Child) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+/// Asks so often over kept connections. Returns each request's time.
+fn ask(address: &str, requests: u32) -> Vec<Duration> {
+    let one = |requests: u32| -> std::io::Result<Vec<Duration>> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut times = Vec::new();
+        for _ in 0..requests {
+            let started = Instant::now();
+            stream.write_all(b"GET /sell/books HTTP/1.1\r\nhost: shop\r\n\r\n")?;
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line)?;
+                if line.trim().is_empty() {
+                    break;
+                }
+                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap_or(0);
+                }
+            }
+            reader.read_exact(&mut vec![0; length])?;
+            times.push(started.elapsed());
+        }
+        Ok(times)
+    };
+    std::thread::scope(|threads| {
+        let all: Vec<_> = (0..CONNECTIONS).map(|_| threads.spawn(|| one(requests / CONNECTIONS))).collect();
+        all.into_iter().flat_map(|thread| thread.join().expect("it does not panic").expect("the service answers")).collect()
+    })
+}
+
+fn main() {
+    // Built beside the collector, reqwest has TLS without a provider of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, variant, peer, collector] = &arguments[..]
+        && mode == "serve"
+    {
+        return serve(variant, format!("{peer}/stock"), collector);
+    }
+    let peer = peer();
+    const VARIANTS: [&str; 3] = ["plain", "usual", "lean"];
+    let mut best = [(f64::MAX, 0.0f64, Duration::ZERO); VARIANTS.len()];
+    for _ in 0..ROUNDS {
+        for (at, variant) in VARIANTS.iter().enumerate() {
+            let mut command = Command::new(std::env::current_exe().expect("this program"));
+            command.args(["serve", variant, &peer, &peer]).env("RUST_LOG", "off").stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = command.spawn().expect("it starts");
+            let mut address = String::new();
+            BufReader::new(child.stdout.take().expect("piped")).read_line(&mut address).expect("it says its port");
+            let address = address.trim();
+            ask(address, WARM);
+            let before = cpu(&child);
+            let mut times = ask(address, REQUESTS);
+            // What is exported after the last request belongs to them.
+            std::thread::sleep(Duration::from_millis(1500));
+            let micros = (cpu(&child) - before) / f64::from(REQUESTS) * 1e6;
+            times.sort_unstable();
+            if micros < best[at].0 {
+                best[at] = (micros, resident_mib(&child), times[times.len() * 99 / 100]);
+            }
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+    }
+    println!("| {:<8} | {:>16} | {:>10} | {:>14} | {:>18} |", "agent", "CPU µs a request", "more", "peak memory MiB", "p99, full load, µs");
+    println!("|{:-<10}|{:->18}|{:->12}|{:->17}|{:->20}|", "", "", "", "", "");
+    for (variant, (micros, mib, p99)) in VARIANTS.iter().zip(best) {
+        println!("| {variant:<8} | {micros:>16.1} | {:>10.1} | {mib:>15.1} | {:>18} |", micros - best[0].0, p99.as_micros());
+    }
+}
