@@ -1,9 +1,9 @@
 //! Whether telemetry would arrive: looks at the settings, sends one item of each signal, and says what was answered, in words that name the way out.
 
+use crate::agent::Agent;
 use crate::export::Signal;
 use crate::export::send::{Outcome, Sender};
 use crate::settings::Settings;
-use crate::setup::Agent;
 use crate::{resource, wire};
 use opentelemetry::logs::{LogRecord, Logger, LoggerProvider};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};

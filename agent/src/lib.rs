@@ -17,6 +17,7 @@
 //! of its own sends them, what cannot be kept is dropped and counted with its reason ([`Telemetry::account`], and as metrics). It cannot trace itself, and it
 //! flushes within a bounded time when its guard is dropped, under any runtime or none.
 
+mod agent;
 mod body;
 mod call;
 mod client;
@@ -39,6 +40,7 @@ mod setup;
 mod wire;
 mod work;
 
+pub use agent::{Agent, Compression};
 pub use body::Watched;
 pub use call::Call;
 #[cfg(feature = "reqwest")]
@@ -51,8 +53,7 @@ pub use runtime::watch_runtime;
 pub use sampling::Sampling;
 #[cfg(feature = "axum")]
 pub use server::{Served, ServerLayer};
-pub use settings::Compression;
-pub use setup::{Agent, Ended, InitError, Telemetry, init};
+pub use setup::{Ended, InitError, Telemetry, init};
 /// For [`Agent::level`].
 pub use tracing_subscriber::filter::LevelFilter;
 pub use work::{Carried, carried, spawn, spawn_blocking, spawn_thread};

@@ -1,7 +1,6 @@
 //! Prometheus in both directions: what a service counts in registries of the `prometheus` crate goes out with its other metrics, and on request all of it
 //! can be scraped as text.
 
-use crate::setup::Telemetry;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
@@ -10,8 +9,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ScopeMetrics, Sum, Summary, SummaryDataPoint,
     number_data_point,
 };
+use prometheus::Registry;
 use prometheus::proto::{MetricFamily, MetricType};
-use prometheus::{Registry, TextEncoder};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -20,11 +19,11 @@ use std::time::SystemTime;
 pub(crate) struct Registries(Arc<Mutex<Vec<Registry>>>);
 
 impl Registries {
-    fn add(&self, registry: Registry) {
+    pub fn add(&self, registry: Registry) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(registry);
     }
 
-    fn gather(&self) -> Vec<MetricFamily> {
+    pub fn gather(&self) -> Vec<MetricFamily> {
         let registries = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         registries.iter().flat_map(Registry::gather).collect()
     }
@@ -113,23 +112,6 @@ fn metric(family: &MetricFamily, start: u64, now: u64) -> Option<Metric> {
     };
     let (name, description) = (family.name().to_owned(), family.help().to_owned());
     Some(Metric { name, description, data: Some(data), ..Metric::default() })
-}
-
-impl Telemetry {
-    /// From now on the metrics of a registry go out with those of OpenTelemetry's meters. For the default one pass `prometheus::default_registry().clone()`.
-    pub fn export_registry(&self, registry: Registry) {
-        if let Some(registries) = self.registries() {
-            registries.add(registry);
-        }
-    }
-
-    /// All metrics in Prometheus' text format, for a `/metrics` of the service's own: OpenTelemetry's when the agent was made
-    /// [`with_exposition`](crate::Agent::with_exposition), and those of the registries that are exported.
-    pub fn exposition(&self) -> String {
-        let mut families = self.exposed().map(Registry::gather).unwrap_or_default();
-        families.extend(self.registries().map(Registries::gather).unwrap_or_default());
-        TextEncoder::new().encode_to_string(&families).unwrap_or_default()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Who is speaking: attributes of the service, its process, host, container and pod, by OpenTelemetry's conventions for resources.
 
-use crate::setup::Agent;
+use crate::agent::Agent;
 use opentelemetry::{KeyValue, Value};
 use opentelemetry_sdk::Resource;
 

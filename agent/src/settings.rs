@@ -1,20 +1,11 @@
 //! What the agent is told by the environment: the `OTEL_*` variables of the OpenTelemetry specification, which go over what code says, and three of
 //! our own (`FIRSTFALL_AGENT_SPOOL`, `FIRSTFALL_AGENT_QUEUE_BYTES`, `FIRSTFALL_AGENT_LEVEL`). A wrong value is named, left out, and never stops the service.
 
+use crate::agent::{Agent, Compression};
 use crate::sampling::Sampling;
-use crate::setup::Agent;
 use std::path::PathBuf;
 use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum Compression {
-    /// The specification's default, and the least work for the service.
-    #[default]
-    None,
-    Gzip,
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Propagator {

@@ -4,7 +4,8 @@
 //! not before `Retry-After`; all else will never be taken (OTLP specification, "Failures").
 
 use super::Signal;
-use crate::settings::{Compression, Settings};
+use crate::agent::Compression;
+use crate::settings::Settings;
 use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;

@@ -1,0 +1,208 @@
+//! What the agent is told in code: one method for each thing that can be told, each with what holds when it is not.
+
+use crate::sampling::Sampling;
+use opentelemetry::{KeyValue, Value};
+use std::path::PathBuf;
+use std::time::Duration;
+use tracing_subscriber::filter::LevelFilter;
+
+/// How requests to the collector are made smaller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Compression {
+    /// The specification's default, and the least work for the service.
+    #[default]
+    None,
+    Gzip,
+}
+
+/// What the agent is told in code. `OTEL_*` variables go over it, as the specification asks.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Agent {
+    pub(crate) service: String,
+    pub(crate) version: String,
+    pub(crate) namespace: String,
+    pub(crate) environment: String,
+    pub(crate) attributes: Vec<KeyValue>,
+    pub(crate) endpoint: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) compression: Compression,
+    pub(crate) timeout: Duration,
+    pub(crate) span_delay: Duration,
+    pub(crate) metric_interval: Duration,
+    pub(crate) queue_bytes: usize,
+    pub(crate) spool: Option<PathBuf>,
+    pub(crate) spool_bytes: u64,
+    pub(crate) spool_age: Duration,
+    pub(crate) sampling: Sampling,
+    pub(crate) subscriber: bool,
+    #[cfg(feature = "prometheus")]
+    pub(crate) exposition: bool,
+    pub(crate) level: LevelFilter,
+    pub(crate) lean: bool,
+    pub(crate) environment_counts: bool,
+    pub(crate) runtime_metrics: bool,
+    pub(crate) panics: bool,
+}
+
+impl Agent {
+    pub(crate) const ENDPOINT: &str = "http://127.0.0.1:4318";
+
+    /// For a service of this name; [`crate::agent!`] takes name and version from Cargo.
+    pub fn new(service: &str) -> Agent {
+        Agent {
+            service: service.to_owned(),
+            version: String::new(),
+            namespace: String::new(),
+            environment: String::new(),
+            attributes: Vec::new(),
+            endpoint: Agent::ENDPOINT.to_owned(),
+            headers: Vec::new(),
+            compression: Compression::None,
+            timeout: Duration::from_secs(10),
+            span_delay: Duration::from_secs(1),
+            metric_interval: Duration::from_secs(15),
+            queue_bytes: 8 << 20,
+            spool: None,
+            spool_bytes: 64 << 20,
+            spool_age: Duration::from_secs(24 * 3600),
+            sampling: Sampling::default(),
+            subscriber: true,
+            #[cfg(feature = "prometheus")]
+            exposition: false,
+            level: LevelFilter::INFO,
+            lean: false,
+            environment_counts: true,
+            runtime_metrics: true,
+            panics: true,
+        }
+    }
+
+    /// `service.version`; pass `env!("CARGO_PKG_VERSION")`.
+    pub fn version(mut self, version: &str) -> Agent {
+        self.version = version.to_owned();
+        self
+    }
+
+    /// `service.namespace`.
+    pub fn namespace(mut self, namespace: &str) -> Agent {
+        self.namespace = namespace.to_owned();
+        self
+    }
+
+    /// `deployment.environment.name`.
+    pub fn environment(mut self, environment: &str) -> Agent {
+        self.environment = environment.to_owned();
+        self
+    }
+
+    /// Another attribute of the resource.
+    pub fn attribute(mut self, key: &str, value: impl Into<Value>) -> Agent {
+        self.attributes.push(KeyValue::new(key.to_owned(), value));
+        self
+    }
+
+    /// Base address of OTLP/HTTP, without `/v1/…`.
+    pub fn endpoint(mut self, endpoint: &str) -> Agent {
+        self.endpoint = endpoint.to_owned();
+        self
+    }
+
+    /// A header of each request to the collector, such as `authorization`.
+    pub fn header(mut self, name: &str, value: &str) -> Agent {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn compression(mut self, compression: Compression) -> Agent {
+        self.compression = compression;
+        self
+    }
+
+    /// Longest time of one request to the collector; ten seconds.
+    pub fn timeout(mut self, timeout: Duration) -> Agent {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Longest time that spans and logs wait for others before they are sent; a second.
+    pub fn span_delay(mut self, delay: Duration) -> Agent {
+        self.span_delay = delay;
+        self
+    }
+
+    /// Time between two exports of metrics; fifteen seconds.
+    pub fn metric_interval(mut self, interval: Duration) -> Agent {
+        self.metric_interval = interval;
+        self
+    }
+
+    /// Bytes of encoded items that wait in memory at most, 8 MiB; what comes beyond is dropped and counted.
+    pub fn queue_bytes(mut self, bytes: usize) -> Agent {
+        self.queue_bytes = bytes;
+        self
+    }
+
+    /// A folder in which items wait while the collector is away, and over a restart of the process. Off unless told: a library does not write to disk unasked.
+    pub fn spool(mut self, folder: impl Into<PathBuf>) -> Agent {
+        self.spool = Some(folder.into());
+        self
+    }
+
+    /// How much the spool holds, 64 MiB, and for how long, a day; the oldest goes first.
+    pub fn spool_limits(mut self, bytes: u64, age: Duration) -> Agent {
+        (self.spool_bytes, self.spool_age) = (bytes, age);
+        self
+    }
+
+    /// Spans and events of `tracing` below this level are not exported; INFO unless told otherwise. What the terminal shows is `RUST_LOG`'s to say.
+    pub fn level(mut self, level: LevelFilter) -> Agent {
+        self.level = level;
+        self
+    }
+
+    /// Which traces are taken; all unless told otherwise.
+    pub fn sampling(mut self, sampling: Sampling) -> Agent {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Keeps all metrics also for [`Telemetry::exposition`], in Prometheus' text format.
+    #[cfg(feature = "prometheus")]
+    pub fn with_exposition(mut self) -> Agent {
+        self.exposition = true;
+        self
+    }
+
+    /// Takes the short way from `tracing` to OTLP, at a third of the cost on the calling thread: no SDK in between, and so no
+    /// `tracing_opentelemetry::OpenTelemetrySpanExt`, in whose place [`SpanExt`](crate::SpanExt) stands. Spans of OpenTelemetry's API go the usual way beside it.
+    pub fn lean(mut self) -> Agent {
+        self.lean = true;
+        self
+    }
+
+    /// What code says counts alone; the `OTEL_*` variables of settings are not looked at.
+    pub fn without_environment(mut self) -> Agent {
+        self.environment_counts = false;
+        self
+    }
+
+    /// Installs no `tracing` subscriber: the service builds its own, with [`Telemetry::layer`] in it.
+    pub fn without_subscriber(mut self) -> Agent {
+        self.subscriber = false;
+        self
+    }
+
+    /// Leaves out metrics of the process and the tokio runtime.
+    pub fn without_runtime_metrics(mut self) -> Agent {
+        self.runtime_metrics = false;
+        self
+    }
+
+    /// Leaves panics alone; else each is an ERROR record with its stack, and then goes on to the hook that was there.
+    pub fn without_panics(mut self) -> Agent {
+        self.panics = false;
+        self
+    }
+}
