@@ -168,14 +168,14 @@ impl Agent {
         self
     }
 
-    /// Keeps all metrics also for [`Telemetry::exposition`], in Prometheus' text format.
+    /// Keeps all metrics also for [`Telemetry::exposition`](crate::Telemetry::exposition), in Prometheus' text format.
     #[cfg(feature = "prometheus")]
     pub fn with_exposition(mut self) -> Agent {
         self.exposition = true;
         self
     }
 
-    /// Takes the short way from `tracing` to OTLP, at a third of the cost on the calling thread: no SDK in between, and so no
+    /// Takes the short way from `tracing` to OTLP, at half of the cost on the calling thread: no SDK in between, and so no
     /// `tracing_opentelemetry::OpenTelemetrySpanExt`, in whose place [`SpanExt`](crate::SpanExt) stands. Spans of OpenTelemetry's API go the usual way beside it.
     pub fn lean(mut self) -> Agent {
         self.lean = true;
@@ -188,7 +188,7 @@ impl Agent {
         self
     }
 
-    /// Installs no `tracing` subscriber: the service builds its own, with [`Telemetry::layer`] in it.
+    /// Installs no `tracing` subscriber: the service builds its own, with [`Telemetry::layer`](crate::Telemetry::layer) in it.
     pub fn without_subscriber(mut self) -> Agent {
         self.subscriber = false;
         self

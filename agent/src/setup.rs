@@ -55,7 +55,7 @@ impl Agent {
     /// Sets all up. What is wrong is told on stderr and by [`Telemetry::problems`]; the service goes on with what can be had.
     pub fn init(self) -> Telemetry {
         let telemetry = self.set_up();
-        telemetry.problems.iter().for_each(|problem| crate::complain(problem));
+        telemetry.problems.iter().for_each(|problem| crate::complain::complain(problem));
         telemetry
     }
 

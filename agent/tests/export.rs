@@ -277,3 +277,20 @@ fn a_limit_without_end_is_a_limit() {
     assert!(telemetry.flush(Duration::MAX));
     assert!(telemetry.shutdown(Duration::MAX).is_complete());
 }
+
+#[test]
+fn a_collector_that_begins_to_hang_at_the_end_costs_nothing_that_can_be_spooled() {
+    let folder = folder("hang");
+    let collector = Collector::start(Mood::Hangs);
+    let telemetry = agent(&collector).spool(&folder).init();
+    spans(named("s", 0..20));
+    // It is under way, for the ten seconds that a request may take.
+    wait_for("a request", || collector.requests() > 0);
+    spans(named("later", 0..20));
+    let started = Instant::now();
+    let ended = telemetry.shutdown(Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let account = ended.account(Signal::Spans);
+    assert!(ended.is_complete() && account.kept == 40, "{account:?}");
+    std::fs::remove_dir_all(&folder).expect("it is there");
+}

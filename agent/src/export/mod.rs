@@ -6,8 +6,11 @@
 //! metrics, every so often ──────────────────────┴→ requests waiting → sent │ spooled │ dropped, and counted with the reason
 //! ```
 //!
-//! The thread has no `tracing` subscriber and its OpenTelemetry context suppresses telemetry, so that whatever its libraries log or trace at any level goes
-//! nowhere: it cannot trace itself.
+//! What is sent is carried by a second thread, so that a collector that hangs does not keep the first one from its work: at the end it leaves that one hanging, and
+//! puts what was not answered into the spool.
+//!
+//! Both threads have no `tracing` subscriber and suppress telemetry in their OpenTelemetry context, so that whatever their libraries log or trace at any level goes
+//! nowhere: they cannot trace themselves.
 
 mod counts;
 mod queue;
@@ -25,7 +28,7 @@ use send::{Outcome, Sender};
 use spool::{Spool, Spooled};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -67,7 +70,7 @@ struct Request {
 }
 
 enum Body {
-    Memory(Vec<u8>),
+    Memory(Arc<Vec<u8>>),
     Disk(Spooled),
 }
 
@@ -76,6 +79,8 @@ struct Control {
     flushes: Vec<(Instant, SyncSender<bool>)>,
     /// Until when what waits may be sent before the thread ends.
     end: Option<Instant>,
+    /// From then on a request that is under way is not waited for.
+    leave_at: Option<Instant>,
     ended: bool,
 }
 
@@ -115,7 +120,7 @@ impl Exporter {
             woken: AtomicBool::new(false),
             over: AtomicBool::new(false),
         });
-        let worker = Worker::new(shared.clone(), settings.clone(), resource);
+        let worker = Worker::new(shared.clone(), settings.clone(), resource)?;
         std::thread::Builder::new().name("firstfall-export".to_owned()).spawn(move || worker.run())?;
         Ok(Exporter { shared })
     }
@@ -169,6 +174,7 @@ impl Exporter {
         let until = Instant::now() + limit;
         let mut control = lock(&self.shared.control);
         control.end.get_or_insert(until);
+        control.leave_at.get_or_insert(until - limit.mul_f64(FOR_THE_SPOOL));
         self.shared.changed.notify_all();
         let late = until + Duration::from_millis(100);
         while !control.ended {
@@ -196,6 +202,35 @@ impl Exporter {
     }
 }
 
+/// Carries one request at a time to the collector, on a thread of its own.
+struct Courier {
+    give: SyncSender<(Signal, Arc<Vec<u8>>, Duration)>,
+    take: Receiver<Outcome>,
+}
+
+/// How often it is looked whether the end has come while a request is under way.
+const LOOK: Duration = Duration::from_millis(20);
+/// Before the end this part of the time that was given is left for putting things away.
+const FOR_THE_SPOOL: f64 = 0.2;
+
+impl Courier {
+    fn start(settings: &Settings) -> std::io::Result<Courier> {
+        let sender = Sender::new(settings);
+        let (give, jobs) = sync_channel::<(Signal, Arc<Vec<u8>>, Duration)>(1);
+        let (done, take) = sync_channel(1);
+        std::thread::Builder::new().name("firstfall-send".to_owned()).spawn(move || {
+            let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+            let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
+            while let Ok((signal, body, limit)) = jobs.recv() {
+                if done.send(sender.send(signal, &body, limit)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Courier { give, take })
+    }
+}
+
 /// What waits of one signal, and how its address has answered: one that is dead holds up no other.
 struct Lane {
     /// Oldest first.
@@ -211,7 +246,9 @@ struct Worker {
     shared: Arc<Shared>,
     settings: Settings,
     resource: Vec<u8>,
-    sender: Sender,
+    courier: Courier,
+    /// The courier hangs, and the end has come.
+    given_up: bool,
     spool: Option<Spool>,
     spooled_bytes: u64,
     lanes: [Lane; 3],
@@ -221,12 +258,12 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, settings: Settings, resource: Vec<u8>) -> Worker {
-        let sender = Sender::new(&settings);
+    fn new(shared: Arc<Shared>, settings: Settings, resource: Vec<u8>) -> std::io::Result<Worker> {
+        let courier = Courier::start(&settings)?;
         let random = u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos() | 1);
         let lane = |_| Lane { waiting: VecDeque::new(), failures: 0, next_try: Instant::now(), told: false };
         let lanes = Signal::ALL.map(lane);
-        Worker { shared, settings, resource, sender, spool: None, spooled_bytes: 0, lanes, memory: 0, random }
+        Ok(Worker { shared, settings, resource, courier, given_up: false, spool: None, spooled_bytes: 0, lanes, memory: 0, random })
     }
 
     fn run(mut self) {
@@ -284,7 +321,7 @@ impl Worker {
                     self.lanes[request.signal as usize].waiting.push_back(request);
                 }
             }
-            Err(error) => crate::complain(&format!("the spool {}: {error}; items wait in memory only", folder.display())),
+            Err(error) => crate::complain::complain(&format!("the spool {}: {error}; items wait in memory only", folder.display())),
         }
     }
 
@@ -329,7 +366,7 @@ impl Worker {
 
     fn take(&mut self, signal: Signal, items: u64, body: Vec<u8>) {
         self.memory += body.len();
-        self.lanes[signal as usize].waiting.push_back(Request { signal, items, body: Body::Memory(body) });
+        self.lanes[signal as usize].waiting.push_back(Request { signal, items, body: Body::Memory(Arc::new(body)) });
     }
 
     /// Sends what waits. With a limit it goes on until all is sent or the limit is over; without, until somebody does not answer, or asks for a flush.
@@ -344,7 +381,7 @@ impl Worker {
                 }
             }
             first = false;
-            let Some(until) = until else { return };
+            let Some(until) = until.filter(|_| !self.given_up) else { return };
             let waiting = self.lanes.iter().filter(|lane| !lane.waiting.is_empty());
             let Some(next) = waiting.map(|lane| lane.next_try).min().filter(|next| *next < until) else { return };
             std::thread::sleep(next.saturating_duration_since(Instant::now()).min(Duration::from_millis(50)));
@@ -359,21 +396,22 @@ impl Worker {
             }
             let limit = until.map_or(self.settings.timeout, |until| self.settings.timeout.min(until - now));
             let items = request.items;
-            let outcome = match &request.body {
-                Body::Memory(body) => self.sender.send(signal, body, limit),
+            let body = match &request.body {
+                Body::Memory(body) => body.clone(),
                 Body::Disk(file) if file.age() > self.settings.spool_age => {
                     self.done(signal, Some(Loss::SpoolExpired));
                     continue;
                 }
                 Body::Disk(file) => match file.body() {
-                    Ok(body) => self.sender.send(signal, &body, limit),
+                    Ok(body) => Arc::new(body),
                     Err(error) => {
-                        crate::complain(&format!("a file of the spool cannot be read: {error}"));
+                        crate::complain::complain(&format!("a file of the spool cannot be read: {error}"));
                         self.done(signal, Some(Loss::SpoolFailed));
                         continue;
                     }
                 },
             };
+            let Some(outcome) = self.carry(signal, body, limit) else { return };
             match outcome {
                 Outcome::Done { rejected } => {
                     let rejected = rejected.min(items);
@@ -382,13 +420,13 @@ impl Worker {
                     self.done(signal, None);
                 }
                 Outcome::Refused(why) => {
-                    crate::complain(&format!("{items} {}s are refused for good: {why}", signal.name()));
+                    crate::complain::complain(&format!("{items} {}s are refused for good: {why}", signal.name()));
                     self.done(signal, Some(Loss::Refused));
                 }
                 Outcome::Later { after, why } => {
                     let failures = self.lanes[signal as usize].failures;
                     if failures == 0 {
-                        crate::complain(&format!("the collector does not take {}s: {why}; it is tried again", signal.name()));
+                        crate::complain::complain(&format!("the collector does not take {}s: {why}; it is tried again", signal.name()));
                     }
                     let pause = after.map_or_else(|| self.backoff(failures), |after| after.max(PAUSE_MIN));
                     let lane = &mut self.lanes[signal as usize];
@@ -397,6 +435,28 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Has a request carried to the collector. Nothing comes back when the end has come first.
+    fn carry(&mut self, signal: Signal, body: Arc<Vec<u8>>, limit: Duration) -> Option<Outcome> {
+        if self.given_up || self.courier.give.send((signal, body, limit)).is_err() {
+            self.given_up = true;
+            return None;
+        }
+        loop {
+            match self.courier.take.recv_timeout(LOOK) {
+                Ok(outcome) => return Some(outcome),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    let end = lock(&self.shared.control).leave_at;
+                    if end.is_some_and(|end| Instant::now() >= end) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.given_up = true;
+        None
     }
 
     fn backoff(&mut self, failures: u32) -> Duration {
@@ -458,7 +518,7 @@ impl Worker {
                     request.body = Body::Disk(file);
                 }
                 Err(error) => {
-                    crate::complain(&format!("the spool cannot be written: {error}"));
+                    crate::complain::complain(&format!("the spool cannot be written: {error}"));
                     break;
                 }
             }
