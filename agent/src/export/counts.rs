@@ -47,8 +47,8 @@ pub(crate) struct Counts {
     exported: [AtomicU64; 3],
     kept: [AtomicU64; 3],
     dropped: [[AtomicU64; Loss::ALL.len()]; 3],
-    /// Processor time of the export thread, nanoseconds.
-    pub cpu_ns: AtomicU64,
+    /// Processor time of the two threads of export, nanoseconds.
+    pub cpu_ns: [AtomicU64; 2],
 }
 
 impl Counts {

@@ -96,6 +96,14 @@ pub(crate) struct Shared {
     over: AtomicBool,
 }
 
+impl Shared {
+    fn note_cpu(&self, thread: usize) {
+        if let Some(used) = thread_cpu() {
+            self.counts.cpu_ns[thread].store(used, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The way in, cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Exporter {
@@ -140,6 +148,9 @@ impl Exporter {
     pub fn push_whole(&self, signal: Signal, items: u64, body: Vec<u8>) {
         let shared = &self.shared;
         shared.counts.accept(signal, items);
+        if shared.over.load(Ordering::Relaxed) {
+            return shared.counts.lose(signal, Loss::Shutdown, items);
+        }
         if shared.queue.bytes.load(Ordering::Relaxed) >= shared.queue.bytes_max {
             return shared.counts.lose(signal, Loss::QueueFull, items);
         }
@@ -196,9 +207,9 @@ impl Exporter {
         (self.shared.queue.bytes.load(Ordering::Relaxed), self.shared.queue.bytes_max)
     }
 
-    /// Processor time of the export thread.
+    /// Processor time of the export threads.
     pub fn cpu(&self) -> Duration {
-        Duration::from_nanos(self.shared.counts.cpu_ns.load(Ordering::Relaxed))
+        Duration::from_nanos(self.shared.counts.cpu_ns.iter().map(|thread| thread.load(Ordering::Relaxed)).sum())
     }
 }
 
@@ -214,7 +225,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const FOR_THE_SPOOL: f64 = 0.2;
 
 impl Courier {
-    fn start(settings: &Settings) -> std::io::Result<Courier> {
+    fn start(settings: &Settings, shared: Arc<Shared>) -> std::io::Result<Courier> {
         let sender = Sender::new(settings);
         let (give, jobs) = sync_channel::<(Signal, Arc<Vec<u8>>, Duration)>(1);
         let (done, take) = sync_channel(1);
@@ -222,7 +233,9 @@ impl Courier {
             let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
             while let Ok((signal, body, limit)) = jobs.recv() {
-                if done.send(sender.send(signal, &body, limit)).is_err() {
+                let outcome = sender.send(signal, &body, limit);
+                shared.note_cpu(1);
+                if done.send(outcome).is_err() {
                     return;
                 }
             }
@@ -259,7 +272,7 @@ struct Worker {
 
 impl Worker {
     fn new(shared: Arc<Shared>, settings: Settings, resource: Vec<u8>) -> std::io::Result<Worker> {
-        let courier = Courier::start(&settings)?;
+        let courier = Courier::start(&settings, shared.clone())?;
         let random = u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos() | 1);
         let lane = |_| Lane { waiting: VecDeque::new(), failures: 0, next_try: Instant::now(), told: false };
         let lanes = Signal::ALL.map(lane);
@@ -276,9 +289,7 @@ impl Worker {
             self.collect();
             self.send(flushes.iter().map(|(until, _)| *until).chain(end).max());
             self.make_room();
-            if let Some(used) = thread_cpu() {
-                self.shared.counts.cpu_ns.store(used, Ordering::Relaxed);
-            }
+            self.shared.note_cpu(0);
             for (_, done) in flushes {
                 let _ = done.send(self.lanes.iter().all(|lane| lane.waiting.is_empty()));
             }
