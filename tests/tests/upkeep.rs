@@ -110,10 +110,13 @@ fn retention_drops_whole_partitions_and_keeps_their_rollups() {
             sent += send(&store, 1000 * round, 2, now() - 3_600_000_000_000);
             assert_eq!(counted(&reader), sent, "by {what}, after round {round}");
         }
-        wait_for("all partitions but the newest to be dropped", || (files(directory.path()) == 1).then_some(()));
+        // One file alone says little: on a busy machine there is also only one while the sealer lags.
+        wait_for("all partitions but the newest to be dropped", || {
+            let rows = reader.sql("SELECT count(*) FROM spans", 1, &Budget::default()).expect("read").rows;
+            let few = rows[0][0].as_u64().is_some_and(|kept| kept < sent / 4);
+            (few && files(directory.path()) == 1).then_some(())
+        });
         assert_eq!(counted(&reader), sent, "rollups outlive their spans");
-        let rows = reader.sql("SELECT count(*) FROM spans", 1, &Budget::default()).expect("read").rows;
-        assert!(rows[0][0].as_u64().is_some_and(|kept| kept < sent / 4), "{rows:?} of {sent} spans are left");
         store.close();
         let store = Store::open(directory.path(), Options { retention_bytes: bytes, ..Options::default() }).expect("it opens again");
         assert_eq!(counted(&store.reader()), sent, "after a restart");
