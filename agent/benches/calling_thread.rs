@@ -47,10 +47,13 @@ impl LogProcessor for Null {
 /// So many at a time fill a part of the queue; it is emptied in between, which is not counted.
 const TIMES: u32 = 10_000;
 
-/// Nanoseconds for each time. `TURNS=5000` to have something to sample.
-fn best(telemetry: Option<&Telemetry>, mut work: impl FnMut()) -> f64 {
+/// Measures one way and prints its nanoseconds for each time. `TURNS=5000 ONLY=lean` to have something to sample.
+fn row(name: &str, telemetry: Option<&Telemetry>, mut work: impl FnMut()) {
+    if std::env::var("ONLY").is_ok_and(|only| !name.contains(&only)) {
+        return;
+    }
     let turns = std::env::var("TURNS").ok().and_then(|turns| turns.parse().ok()).unwrap_or(50);
-    (0..turns)
+    let ns = (0..turns)
         .map(|_| {
             let started = Instant::now();
             (0..TIMES).for_each(|_| work());
@@ -60,7 +63,8 @@ fn best(telemetry: Option<&Telemetry>, mut work: impl FnMut()) -> f64 {
             }
             passed
         })
-        .fold(f64::MAX, f64::min)
+        .fold(f64::MAX, f64::min);
+    println!("| {name:<78} | {ns:>8.0} |");
 }
 
 /// A collector that takes everything and keeps nothing.
@@ -108,15 +112,13 @@ fn agent(sink: &str) -> Agent {
 
 fn main() {
     let sink = sink();
-    let row = |name: &str, ns: f64| println!("| {name:<78} | {ns:>8.0} |");
     println!("| {:<78} | {:>8} |\n|{:-<80}|{:->10}|", "on the calling thread", "ns", "", "");
-    let bare = tracing::subscriber::with_default(tracing_subscriber::registry(), || best(None, span));
-    row("span with five fields: bare Registry", bare);
+    tracing::subscriber::with_default(tracing_subscriber::registry(), || row("span with five fields: bare Registry", None, span));
 
     let provider = SdkTracerProvider::builder().with_span_processor(Null).build();
     let tracer = provider.tracer("bench");
     let plain = tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer.clone()));
-    row("span: tracing-opentelemetry as it comes, nothing exported", tracing::subscriber::with_default(plain, || best(None, span)));
+    tracing::subscriber::with_default(plain, || row("span: tracing-opentelemetry as it comes, nothing exported", None, span));
     let by_api = || {
         let mut span = tracer.start("work");
         span.set_attribute(KeyValue::new("a", 1));
@@ -125,39 +127,39 @@ fn main() {
         span.set_attribute(KeyValue::new("d", true));
         span.set_attribute(KeyValue::new("e", "the fifth"));
     };
-    row("span: OpenTelemetry's API, nothing exported", best(None, by_api));
+    row("span: OpenTelemetry's API, nothing exported", None, by_api);
 
     let usual = agent(&sink).init();
     let subscriber = tracing_subscriber::registry().with(usual.layer());
-    row("span: this agent, the usual way, encoded and queued", tracing::subscriber::with_default(subscriber, || best(Some(&usual), span)));
+    tracing::subscriber::with_default(subscriber, || row("span: this agent, the usual way, encoded and queued", Some(&usual), span));
     let lean = agent(&sink).lean().init();
     let subscriber = tracing_subscriber::registry().with(lean.layer());
     tracing::subscriber::with_default(subscriber, || {
-        row("span: this agent, lean, encoded and queued", best(Some(&lean), span));
-        row("log with two fields: this agent, lean, encoded and queued", best(Some(&lean), log));
+        row("span: this agent, lean, encoded and queued", Some(&lean), span);
+        row("log with two fields: this agent, lean, encoded and queued", Some(&lean), log);
     });
     let unsampled = agent(&sink).lean().sampling(Sampling::ratio(0.0).keep_failures(false)).init();
     let subscriber = tracing_subscriber::registry().with(unsampled.layer());
     tracing::subscriber::with_default(subscriber, || {
-        row("span that is not sampled: this agent, lean, a root", best(None, span));
+        row("span that is not sampled: this agent, lean, a root", None, span);
         let _root = tracing::info_span!("root").entered();
-        row("span that is not sampled: this agent, lean, a child", best(None, span));
+        row("span that is not sampled: this agent, lean, a child", None, span);
     });
     let empty = tracing_subscriber::registry()
         .with(tracing_subscriber::layer::Identity::new().with_filter(tracing_subscriber::filter::LevelFilter::INFO));
-    row("log: bare Registry", tracing::subscriber::with_default(empty, || best(None, log)));
+    tracing::subscriber::with_default(empty, || row("log: bare Registry", None, log));
     let logger = SdkLoggerProvider::builder().with_log_processor(Null).build();
     let _ = logger.logger("bench");
     let appender = tracing_subscriber::registry().with(OpenTelemetryTracingBridge::new(&logger));
-    row("log: OpenTelemetry's appender, nothing exported", tracing::subscriber::with_default(appender, || best(None, log)));
+    tracing::subscriber::with_default(appender, || row("log: OpenTelemetry's appender, nothing exported", None, log));
     let subscriber = tracing_subscriber::registry().with(usual.layer());
-    row("log: this agent, the usual way, encoded and queued", tracing::subscriber::with_default(subscriber, || best(Some(&usual), log)));
+    tracing::subscriber::with_default(subscriber, || row("log: this agent, the usual way, encoded and queued", Some(&usual), log));
 
     let counter = global::meter("bench").u64_counter("counted").build();
     let attributes = [KeyValue::new("a", "one"), KeyValue::new("b", "two"), KeyValue::new("c", 3)];
-    row("counter with three attributes: OpenTelemetry's API", best(None, || counter.add(1, black_box(&attributes))));
+    row("counter with three attributes: OpenTelemetry's API", None, || counter.add(1, black_box(&attributes)));
     let histogram = global::meter("bench").f64_histogram("measured").build();
-    row("histogram with three attributes: OpenTelemetry's API", best(None, || histogram.record(0.5, black_box(&attributes))));
+    row("histogram with three attributes: OpenTelemetry's API", None, || histogram.record(0.5, black_box(&attributes)));
     for telemetry in [usual, lean, unsampled] {
         let _ = telemetry.shutdown(Duration::from_millis(100));
     }
