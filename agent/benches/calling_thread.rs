@@ -139,8 +139,7 @@ fn main() {
         row("log with two fields: this agent, lean, encoded and queued", Some(&lean), log);
     });
     let unsampled = agent(&sink).lean().sampling(Sampling::ratio(0.0).keep_failures(false)).init();
-    let subscriber = tracing_subscriber::registry().with(unsampled.layer());
-    tracing::subscriber::with_default(subscriber, || {
+    tracing::subscriber::with_default(unsampled.subscriber(), || {
         row("span that is not sampled: this agent, lean, a root", None, span);
         let _root = tracing::info_span!("root").entered();
         row("span that is not sampled: this agent, lean, a child", None, span);

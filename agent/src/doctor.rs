@@ -128,7 +128,7 @@ fn spans(resource: &[u8], trace: TraceId, span: SpanId) -> Vec<u8> {
     };
     let mut items = Vec::new();
     wire::span(&mut items, &data, "");
-    wire::request(resource, [(&wire::scope(&scope)[..], &items[..])])
+    wire::request(resource, &[(&wire::scope(&scope)[..], &items[..])])
 }
 
 /// Records can be made by a logger only.
@@ -164,7 +164,7 @@ fn logs(resource: &[u8], trace: TraceId, span: SpanId) -> Vec<u8> {
     logger.emit(record);
     let items = kept.0.lock().map(|items| items.clone()).unwrap_or_default();
     let scope = InstrumentationScope::builder("firstfall-agent").build();
-    wire::request(resource, [(&wire::scope(&scope)[..], &items[..])])
+    wire::request(resource, &[(&wire::scope(&scope)[..], &items[..])])
 }
 
 fn points(resource: &opentelemetry_sdk::Resource) -> Vec<u8> {

@@ -16,6 +16,8 @@ const WHOLE: u64 = 1 << 56;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     ratio: f64,
+    /// A trace is taken when its randomness is at or above it.
+    threshold: u64,
     follows_parent: bool,
     keep_failures: bool,
     keep_slower_than: Option<Duration>,
@@ -30,7 +32,9 @@ impl Default for Sampling {
 impl Sampling {
     /// Of all traces that begin here this part, from 0 to 1; a request that comes with a decision keeps it.
     pub fn ratio(ratio: f64) -> Sampling {
-        Sampling { ratio: ratio.clamp(0.0, 1.0), follows_parent: true, keep_failures: true, keep_slower_than: None }
+        let ratio = ratio.clamp(0.0, 1.0);
+        let threshold = ((1.0 - ratio) * WHOLE as f64).round() as u64;
+        Sampling { ratio, threshold, follows_parent: true, keep_failures: true, keep_slower_than: None }
     }
 
     /// Decides by itself also where the caller has decided.
@@ -49,10 +53,6 @@ impl Sampling {
     pub fn keep_slower_than(mut self, limit: Duration) -> Sampling {
         self.keep_slower_than = Some(limit);
         self
-    }
-
-    fn threshold(&self) -> u64 {
-        ((1.0 - self.ratio) * WHOLE as f64).round() as u64
     }
 
     pub(crate) fn follows_parent(&self) -> bool {
@@ -112,16 +112,16 @@ impl Sampling {
         if self.ratio >= 1.0 && known.is_none() {
             return (true, state.clone());
         }
-        let taken = self.ratio > 0.0 && randomness(trace, Some(state)) >= self.threshold();
+        let taken = self.ratio > 0.0 && randomness(trace, Some(state)) >= self.threshold;
         // Everything is taken unless told otherwise, and then there is nothing to tell.
-        let threshold = (taken && self.ratio < 1.0).then(|| self.threshold());
+        let threshold = (taken && self.ratio < 1.0).then_some(self.threshold);
         (taken, if threshold.is_none() && known.is_none() { state.clone() } else { with_threshold(state, threshold) })
     }
 
     /// The same part of other traces: a sampler that the environment names keeps what code says about failures.
     pub(crate) fn as_named(&self, ratio: f64, follows_parent: bool, keeps: bool) -> Sampling {
         let keep_slower_than = self.keep_slower_than.filter(|_| keeps);
-        Sampling { ratio, follows_parent, keep_failures: self.keep_failures && keeps, keep_slower_than }
+        Sampling { follows_parent, keep_failures: self.keep_failures && keeps, keep_slower_than, ..Sampling::ratio(ratio) }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::export::{Account, Exporter, Signal};
-use crate::lean::Lean;
+use crate::lean::{Lean, may_be_passed_over};
 use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
 use crate::sampling::Sampling;
@@ -22,7 +22,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{self, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// How long dropping the guard may take: an orchestrator's grace period is usually ten seconds or more.
 const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(3);
@@ -76,15 +76,12 @@ impl Agent {
         if !settings.disabled {
             telemetry.start(&self, &settings);
         }
-        if self.subscriber {
-            let to_terminal = tracing_subscriber::fmt::layer()
-                .with_writer(std::io::stderr)
-                .with_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")));
-            if let Err(error) = tracing_subscriber::registry().with(to_terminal).with(telemetry.layer()).try_init() {
-                telemetry.problems.push(format!(
-                    "the tracing subscriber: {error}; the service has set one already: set the agent up first, or add Telemetry::layer() to it"
-                ));
-            }
+        if self.subscriber
+            && let Err(error) = telemetry.subscriber().try_init()
+        {
+            telemetry.problems.push(format!(
+                "the tracing subscriber: {error}; the service has set one already: set the agent up first, or add Telemetry::layer() to it"
+            ));
         }
         telemetry
     }
@@ -193,17 +190,36 @@ impl Telemetry {
         &self.problems
     }
 
+    /// The whole subscriber that [`init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise).
+    pub fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
+        let shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        let others = Layer::<Registry>::max_level_hint(&shown).unwrap_or(LevelFilter::TRACE);
+        let to_terminal = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(shown);
+        tracing_subscriber::registry().with(to_terminal).with(self.layer_beside(others))
+    }
+
     /// The layer that makes `tracing`'s spans and events OpenTelemetry's, for a subscriber of the service's own.
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
     {
+        self.layer_beside(LevelFilter::TRACE)
+    }
+
+    /// `others` is the most verbose level at which another layer may want to see a span.
+    fn layer_beside<S>(&self, others: LevelFilter) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    {
         let providers = self.providers.as_ref();
         let level = providers.map_or(LevelFilter::OFF, |providers| providers.level);
-        let of_interest = OfInterest(level);
-        let lean = providers
-            .filter(|providers| providers.lean)
-            .map(|providers| Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted).with_filter(of_interest));
+        let of_interest = OfInterest { level, others: LevelFilter::TRACE };
+        let lean = providers.filter(|providers| providers.lean).map(|providers| {
+            // All is recorded where some of it may be kept.
+            let others = if providers.sampling.records_the_rest() { LevelFilter::TRACE } else { others };
+            let layer = Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted, others);
+            layer.with_filter(OfInterest { others, ..of_interest })
+        });
         let providers = providers.filter(|providers| !providers.lean);
         let to_spans = providers.filter(|providers| providers.wanted[Signal::Spans as usize]).map(|providers| {
             tracing_opentelemetry::layer()
@@ -317,13 +333,17 @@ impl Drop for Telemetry {
 
 /// What is exported: the service's own, from a level on. It is asked once for each place in the code, so that what is below costs what it costs without the agent.
 #[derive(Clone, Copy, Debug)]
-struct OfInterest(LevelFilter);
+struct OfInterest {
+    level: LevelFilter,
+    /// See [`may_be_passed_over`].
+    others: LevelFilter,
+}
 
 impl OfInterest {
     fn has(self, metadata: &Metadata<'_>) -> bool {
         // The spans of the layers carry the trace on, whatever else is wanted.
-        metadata.target() == "firstfall_agent" && self.0 > LevelFilter::OFF
-            || *metadata.level() <= self.0 && of_the_service(metadata.target())
+        metadata.target() == "firstfall_agent" && self.level > LevelFilter::OFF
+            || *metadata.level() <= self.level && of_the_service(metadata.target())
     }
 }
 
@@ -333,18 +353,25 @@ impl<S> layer::Filter<S> for OfInterest {
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if self.has(metadata) { Interest::always() } else { Interest::never() }
+        match self.has(metadata) {
+            false => Interest::never(),
+            // The layer is asked each time.
+            true if may_be_passed_over(metadata, self.others) => Interest::sometimes(),
+            true => Interest::always(),
+        }
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.0.max(LevelFilter::INFO))
+        Some(self.level.max(LevelFilter::INFO))
     }
 }
 
 /// The libraries that carry the service's own requests log and trace at will; their words stay out of its telemetry, since what they do is a span already.
 fn of_the_service(target: &str) -> bool {
     const OWN: [&str; 10] = ["hyper", "h2", "reqwest", "tonic", "opentelemetry", "tower", "rustls", "mio", "ureq", "want"];
-    !OWN.iter().any(|name| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '_', '-'])))
+    // Asked for each span where some layer wants to be: most names are told apart by how they begin.
+    let may_be = matches!(target.as_bytes().first(), Some(b'h' | b'r' | b't' | b'o' | b'm' | b'u' | b'w'));
+    !may_be || !OWN.iter().any(|name| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '_', '-'])))
 }
 
 #[cfg(test)]

@@ -128,26 +128,91 @@ fn varint_len(value: u64) -> usize {
     (70 - (value | 1).leading_zeros() as usize) / 7
 }
 
-pub fn attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
-    // Most values say beforehand how long they are, and nothing has to be moved.
-    let content = match item {
-        Item::Str(text) => Some(1 + varint_len(cut(text).len() as u64) + cut(text).len()),
-        Item::Int(number) => Some(1 + varint_len(*number as u64)),
-        Item::Double(_) => Some(9),
-        Item::Bool(_) => Some(2),
-        Item::Shown(_) | Item::Value(_) => None,
-    };
-    if let Some(content) = content.filter(|_| !key.is_empty() && key.len() <= TEXT_MAX) {
-        let whole = 1 + varint_len(key.len() as u64) + key.len() + 1 + varint_len(content as u64) + content;
-        out.reserve(whole + 8);
-        tag(out, field, 2);
-        varint(out, whole as u64);
-        bytes(out, 1, key.as_bytes());
-        tag(out, 2, 2);
-        varint(out, content as u64);
-        item.write(out);
-        return;
+/// What stands before a text or a number, put together where nothing has to grow.
+struct Head<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> Head<N> {
+    fn new() -> Head<N> {
+        Head { bytes: [0; N], length: 0 }
     }
+
+    fn byte(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes[self.length..self.length + bytes.len()].copy_from_slice(bytes);
+        self.length += bytes.len();
+    }
+
+    /// Appends it. All of the array is copied, since a copy whose length is known when this is compiled is no call, and what is too much is cut off again.
+    fn write(&self, out: &mut Vec<u8>) {
+        let end = out.len() + self.length;
+        out.extend_from_slice(&self.bytes);
+        out.truncate(end);
+    }
+}
+
+pub fn attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
+    if key.is_empty() || key.len() > TEXT_MAX {
+        return any_attribute(out, field, key, item);
+    }
+    // Most values say beforehand how long they are: they are written at once, and nothing has to be moved.
+    let mut value = Head::<16>::new();
+    let text = match item {
+        Item::Str(text) => {
+            let text = cut(text);
+            value.byte(0x0a);
+            value.varint(text.len() as u64);
+            text
+        }
+        Item::Int(number) => {
+            value.byte(0x18);
+            value.varint(*number as u64);
+            ""
+        }
+        Item::Double(number) => {
+            value.byte(0x21);
+            value.put(&number.to_le_bytes());
+            ""
+        }
+        Item::Bool(yes) => {
+            value.put(&[0x10, u8::from(*yes)]);
+            ""
+        }
+        Item::Shown(_) | Item::Value(_) => return any_attribute(out, field, key, item),
+    };
+    let content = value.length + text.len();
+    let whole = 1 + varint_len(key.len() as u64) + key.len() + 1 + varint_len(content as u64) + content;
+    out.reserve(whole + 48);
+    let mut head = Head::<16>::new();
+    head.varint(u64::from(field << 3 | 2));
+    head.varint(whole as u64);
+    head.byte(0x0a);
+    head.varint(key.len() as u64);
+    head.write(out);
+    out.extend_from_slice(key.as_bytes());
+    let mut head = Head::<8>::new();
+    head.byte(0x12);
+    head.varint(content as u64);
+    head.write(out);
+    value.write(out);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn any_attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
     message(out, field, |out| {
         text(out, 1, key);
         message(out, 2, |out| item.write(out));
@@ -229,28 +294,48 @@ pub struct Span<'a> {
 
 /// Appends a span whose attributes, links and events are written already.
 pub fn span_of_parts(out: &mut Vec<u8>, span: &Span<'_>, attributes: &[u8], events: &[u8]) {
-    message(out, ITEM, |out| {
-        bytes(out, 1, &span.trace);
-        bytes(out, 2, &span.span);
-        text(out, 3, span.trace_state);
-        if span.parent != [0; 8] {
-            bytes(out, 4, &span.parent);
-        }
-        text(out, 5, span.name);
-        number(out, 6, span.kind.into());
-        fixed64(out, 7, span.start);
-        fixed64(out, 8, span.end);
-        out.extend_from_slice(attributes);
-        number(out, 10, span.dropped_attributes.into());
-        out.extend_from_slice(events);
-        if span.status != 0 {
-            message(out, 15, |out| {
-                text(out, 2, span.status_message);
-                number(out, 3, span.status.into());
-            });
-        }
-        fixed32(out, 16, flags(span.flags, span.parent_is_remote));
-    });
+    let mut head = Head::<64>::new();
+    head.put(&[0x0a, 16]);
+    head.put(&span.trace);
+    head.put(&[0x12, 8]);
+    head.put(&span.span);
+    if span.parent != [0; 8] {
+        head.put(&[0x22, 8]);
+        head.put(&span.parent);
+    }
+    let mut times = Head::<32>::new();
+    if span.kind != 0 {
+        times.put(&[0x30, span.kind]);
+    }
+    times.byte(0x39);
+    times.put(&span.start.to_le_bytes());
+    times.byte(0x41);
+    times.put(&span.end.to_le_bytes());
+    let (state, name, said) = (cut(span.trace_state), cut(span.name), cut(span.status_message));
+    let said = if span.status == 0 { "" } else { said };
+    let sized = |length: usize| if length == 0 { 0 } else { 1 + varint_len(length as u64) + length };
+    let status = if span.status == 0 { 0 } else { 2 + sized(said.len()) };
+    let dropped = if span.dropped_attributes == 0 { 0 } else { 1 + varint_len(span.dropped_attributes.into()) };
+    let parts = head.length + sized(state.len()) + sized(name.len()) + times.length + attributes.len() + dropped + events.len();
+    // Flags: a tag of two bytes and four of their own.
+    let whole = parts + if span.status == 0 { 0 } else { 1 + varint_len(status as u64) + status } + 6;
+    out.reserve(whole + 80);
+    tag(out, ITEM, 2);
+    varint(out, whole as u64);
+    head.write(out);
+    text(out, 3, state);
+    text(out, 5, name);
+    times.write(out);
+    out.extend_from_slice(attributes);
+    number(out, 10, span.dropped_attributes.into());
+    out.extend_from_slice(events);
+    if span.status != 0 {
+        tag(out, 15, 2);
+        varint(out, status as u64);
+        text(out, 2, said);
+        number(out, 3, span.status.into());
+    }
+    fixed32(out, 16, flags(span.flags, span.parent_is_remote));
 }
 
 /// Appends a log record; `of` is the span that it belongs to, `rest` writes its body and attributes.
@@ -276,7 +361,7 @@ pub fn log_record(
     });
 }
 
-fn cut(value: &str) -> &str {
+pub fn cut(value: &str) -> &str {
     &value[..value.floor_char_boundary(TEXT_MAX)]
 }
 
@@ -474,18 +559,21 @@ pub fn scope(scope: &InstrumentationScope) -> Vec<u8> {
     out
 }
 
-/// A whole `ExportTraceServiceRequest` or `ExportLogsServiceRequest`: one resource, and for each scope its items.
-pub fn request<'a>(resource: &[u8], scopes: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Vec<u8> {
-    let mut out = Vec::new();
-    message(&mut out, 1, |out| {
-        bytes(out, 1, resource);
-        for (scope, items) in scopes {
-            message(out, 2, |out| {
-                bytes(out, 1, scope);
-                out.extend_from_slice(items);
-            });
-        }
-    });
+/// A whole `ExportTraceServiceRequest` or `ExportLogsServiceRequest`: one resource, and its items by their scopes. All lengths are known, so nothing moves.
+pub fn request(resource: &[u8], scopes: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let field = |length: usize| 1 + varint_len(length as u64) + length;
+    let of_scope = |(scope, items): &(&[u8], &[u8])| field(scope.len()) + items.len();
+    let content = field(resource.len()) + scopes.iter().map(|scope| field(of_scope(scope))).sum::<usize>();
+    let mut out = Vec::with_capacity(field(content));
+    tag(&mut out, 1, 2);
+    varint(&mut out, content as u64);
+    bytes(&mut out, 1, resource);
+    for (scope, items) in scopes {
+        tag(&mut out, 2, 2);
+        varint(&mut out, of_scope(&(scope, items)) as u64);
+        bytes(&mut out, 1, scope);
+        out.extend_from_slice(items);
+    }
     out
 }
 
@@ -551,7 +639,7 @@ mod tests {
         span(&mut items, &sample("one"), "ot=th:8");
         span(&mut items, &sample("two"), "");
         let head = scope(&sample("x").instrumentation_scope);
-        let body = request(&resource(&Resource::builder_empty().with_service_name("svc").build()), [(&head[..], &items[..])]);
+        let body = request(&resource(&Resource::builder_empty().with_service_name("svc").build()), &[(&head[..], &items[..])]);
         let read = ExportTraceServiceRequest::decode(&body[..]).expect("valid protobuf");
         let resource = &read.resource_spans[0];
         assert_eq!(resource.resource.as_ref().expect("there").attributes[0].key, "service.name");

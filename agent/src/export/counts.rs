@@ -68,6 +68,7 @@ impl Counts {
         self.dropped[signal as usize][loss as usize].fetch_add(items, Ordering::Relaxed);
     }
 
+    /// Without those accepted that only the queue has counted.
     pub fn of(&self, signal: Signal) -> Account {
         let at = signal as usize;
         Account {

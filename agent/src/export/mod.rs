@@ -199,7 +199,9 @@ impl Exporter {
     }
 
     pub fn account(&self, signal: Signal) -> Account {
-        self.shared.counts.of(signal)
+        // First what has become of them: an item is accepted before it is anything else, and never fewer than these.
+        let account = self.shared.counts.of(signal);
+        Account { accepted: account.accepted + self.shared.queue.accepted(signal), ..account }
     }
 
     /// Bytes that wait in memory, and their bound.
@@ -343,8 +345,9 @@ impl Worker {
             let heads: Vec<Vec<u8>> = all.iter().map(|items| wire::scope(&items.scope)).collect();
             let mut parts: Vec<(&[u8], &[u8])> = Vec::new();
             let (mut bytes, mut count) = (0, 0);
-            for (items, head) in all.iter().zip(&heads) {
-                let mut rest = &items.bytes[..];
+            let chunks = all.iter().zip(&heads).flat_map(|(items, head)| items.chunks.iter().map(move |chunk| (chunk, head)));
+            for (chunk, head) in chunks {
+                let mut rest = &chunk[..];
                 while !rest.is_empty() {
                     let room = REQUEST_BYTES.saturating_sub(bytes);
                     if !parts.is_empty() && wire::whole_items(rest, 0).0 > room {
@@ -368,7 +371,8 @@ impl Worker {
     }
 
     fn take_parts(&mut self, signal: Signal, parts: &mut Vec<(&[u8], &[u8])>, bytes: &mut usize, count: &mut u64) {
-        let body = wire::request(&self.resource, parts.drain(..));
+        let body = wire::request(&self.resource, parts);
+        parts.clear();
         // Its heads wait with it.
         self.shared.queue.add(body.len().saturating_sub(*bytes));
         self.take(signal, std::mem::take(count), body);

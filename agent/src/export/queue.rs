@@ -12,24 +12,48 @@ use std::sync::{Mutex, PoisonError};
 const PLACES: usize = 16;
 /// Scopes that have a buffer of their own in each place. Libraries are tens; what comes after is under the last one's name.
 const SCOPES_MAX: usize = 64;
+/// How large a chunk is, and how much room it must have for another item, which is rarely larger. Below 128 KiB allocators keep what is given back.
+const CHUNK: usize = 64 << 10;
+const ROOM: usize = 1 << 10;
+/// Bytes that a place takes from the bound at a time: what all places count together is touched once for some thirty items, not for each.
+const GRANT: usize = 8 << 10;
 
-/// The items of one scope, side by side.
+/// The items of one scope, side by side, in chunks of whole ones: what comes never moves what is there.
 pub(crate) struct Items {
     pub scope: InstrumentationScope,
-    pub bytes: Vec<u8>,
+    pub chunks: Vec<Vec<u8>>,
     pub count: u64,
+}
+
+impl Items {
+    fn bytes(&self) -> usize {
+        self.chunks.iter().map(Vec::len).sum()
+    }
+
+    /// Where the next one goes.
+    fn chunk(&mut self) -> &mut Vec<u8> {
+        if self.chunks.last().is_none_or(|last| last.len() + ROOM > CHUNK) {
+            let room = if self.chunks.is_empty() { 0 } else { CHUNK };
+            self.chunks.push(Vec::with_capacity(room));
+        }
+        self.chunks.last_mut().expect("there is one now")
+    }
 }
 
 #[derive(Default)]
 struct Place {
     /// Spans, log records.
     scopes: [Vec<Items>; 2],
+    /// How many of them came here since the start.
+    accepted: [u64; 2],
+    /// Bytes that are counted as waiting already, and not used yet.
+    granted: usize,
 }
 
 pub(crate) struct Queue {
     // A line of the cache each, as two threads write to neighbours.
     places: Box<[Aligned]>,
-    /// Bytes that wait here, and those that the export thread has taken and not got rid of yet.
+    /// Bytes that wait here, and those that the export thread has taken and not got rid of yet; with what is granted, which is 128 KiB at most.
     pub bytes: AtomicUsize,
     /// Those that the thread has not taken yet.
     fresh: AtomicUsize,
@@ -66,34 +90,46 @@ impl Queue {
         }
     }
 
-    /// Encodes an item into the thread's place, unless the queue is full. Returns how many bytes wait for the thread now.
+    /// Encodes an item into the thread's place, unless the queue is full. Returns how many bytes wait for the thread now, where that was looked at.
     pub fn push(&self, signal: Signal, scope: &InstrumentationScope, counts: &Counts, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
-        counts.accept(signal, 1);
-        let waiting = self.bytes.load(Ordering::Relaxed);
-        if waiting >= self.bytes_max {
+        let full = self.bytes.load(Ordering::Relaxed) >= self.bytes_max;
+        let mut place = self.places[own_place()].0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = &mut *place;
+        place.accepted[signal as usize] += 1;
+        if full {
             counts.lose(signal, Loss::QueueFull, 1);
             return 0;
         }
-        let mut place = self.places[own_place()].0.lock().unwrap_or_else(PoisonError::into_inner);
         let scopes = &mut place.scopes[signal as usize];
         let at = match scopes.iter().position(|items| same(&items.scope, scope)) {
             Some(at) => at,
             None if scopes.len() >= SCOPES_MAX => SCOPES_MAX - 1,
             None => {
-                scopes.push(Items { scope: scope.clone(), bytes: Vec::new(), count: 0 });
+                scopes.push(Items { scope: scope.clone(), chunks: Vec::new(), count: 0 });
                 scopes.len() - 1
             }
         };
         let items = &mut scopes[at];
-        let before = items.bytes.len();
-        encode(&mut items.bytes);
+        let chunk = items.chunk();
+        let before = chunk.len();
+        encode(chunk);
+        let added = chunk.len() - before;
         items.count += 1;
-        let added = items.bytes.len() - before;
+        if added <= place.granted {
+            place.granted -= added;
+            return 0;
+        }
         // While it cannot be taken yet, so that what is freed was counted before.
-        self.bytes.fetch_add(added, Ordering::Relaxed);
-        let fresh = self.fresh.fetch_add(added, Ordering::Relaxed).wrapping_add(added);
-        drop(place);
-        fresh
+        let more = (added - place.granted).max(GRANT.min(self.bytes_max / 64));
+        place.granted = place.granted + more - added;
+        self.bytes.fetch_add(more, Ordering::Relaxed);
+        self.fresh.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
+    }
+
+    /// How many items of a signal were offered since the start.
+    pub fn accepted(&self, signal: Signal) -> u64 {
+        let of = |place: &Aligned| place.0.lock().unwrap_or_else(PoisonError::into_inner).accepted.get(signal as usize).copied();
+        self.places.iter().filter_map(of).sum()
     }
 
     /// Takes out what waits of a signal, by scope.
@@ -102,17 +138,18 @@ impl Queue {
         self.fresh.store(0, Ordering::Relaxed);
         for place in &self.places {
             let mut place = place.0.lock().unwrap_or_else(PoisonError::into_inner);
+            self.bytes.fetch_sub(std::mem::take(&mut place.granted), Ordering::Relaxed);
             for items in place.scopes[signal as usize].iter_mut().filter(|items| items.count > 0) {
                 // As much room again as was needed, so that it does not grow anew each time; nothing like a burst's, which would stay.
-                let room = Vec::with_capacity(items.bytes.len().min(64 << 10));
-                let bytes = std::mem::replace(&mut items.bytes, room);
+                let room = vec![Vec::with_capacity(items.bytes().min(CHUNK))];
+                let chunks = std::mem::replace(&mut items.chunks, room);
                 let count = std::mem::take(&mut items.count);
                 match all.iter_mut().find(|all| same(&all.scope, &items.scope)) {
                     Some(all) => {
-                        all.bytes.extend_from_slice(&bytes);
+                        all.chunks.extend(chunks);
                         all.count += count;
                     }
-                    None => all.push(Items { scope: items.scope.clone(), bytes, count }),
+                    None => all.push(Items { scope: items.scope.clone(), chunks, count }),
                 }
             }
         }
@@ -145,8 +182,7 @@ mod tests {
         for _ in 0..100 {
             queue.push(Signal::Spans, &scope, &counts, |out| out.extend_from_slice(&[0; 100]));
         }
-        let account = counts.of(Signal::Spans);
-        assert_eq!((account.accepted, account.dropped_in_all()), (100, 90));
+        assert_eq!((queue.accepted(Signal::Spans), counts.of(Signal::Spans).dropped_in_all()), (100, 90));
         let taken = queue.take(Signal::Spans);
         assert_eq!(taken.iter().map(|items| items.count).sum::<u64>(), 10);
         queue.free(1000);
@@ -170,7 +206,7 @@ mod tests {
             }
         });
         let taken = queue.take(Signal::Logs);
-        assert_eq!(taken.iter().map(|items| items.bytes.len()).sum::<usize>(), 4000);
+        assert_eq!(taken.iter().map(Items::bytes).sum::<usize>(), 4000);
         assert_eq!(queue.bytes.load(Ordering::Relaxed), 4000);
         assert!(taken.iter().all(|items| items.count == 1000), "each thread has its own scope here");
     }

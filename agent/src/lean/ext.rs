@@ -1,0 +1,73 @@
+//! What code asks of a span of `tracing` in OpenTelemetry's words.
+
+use super::Lean;
+use super::state::State;
+use crate::wire::{self, Item};
+use opentelemetry::trace::{SpanContext, TraceContextExt};
+use opentelemetry::{Context, Value};
+use std::time::SystemTime;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// What OpenTelemetry knows of a span of `tracing`, whichever of the agent's layers keeps it.
+pub trait SpanExt {
+    /// The context with this span as its active one, to be injected into a request or attached elsewhere.
+    fn otel_context(&self) -> Context;
+    /// Makes it a child of another span, usually of a remote one. To be called before the span is entered.
+    fn set_otel_parent(&self, parent: Context);
+    /// Sets an attribute that need not be a field of the span.
+    fn set_otel_attribute(&self, key: &'static str, value: impl Into<Value>);
+    /// Links it to another span.
+    fn add_otel_link(&self, other: SpanContext);
+}
+
+fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &mut State) -> R) -> Option<R> {
+    span.with_subscriber(|(id, dispatch)| {
+        let lean = dispatch.downcast_ref::<Lean>()?;
+        lean.spans.with(id, |state| change(lean, state))
+    })
+    .flatten()
+}
+
+impl SpanExt for Span {
+    fn otel_context(&self) -> Context {
+        with_state(self, |_, state| state.otel_context()).unwrap_or_else(|| OpenTelemetrySpanExt::context(self))
+    }
+
+    fn set_otel_parent(&self, parent: Context) {
+        let context = parent.span().span_context().clone();
+        let before = with_state(self, |lean, state| {
+            if context.is_valid() {
+                let recorded = state.recorded;
+                state.follow(&context, &lean.sampling);
+                if state.recorded && !recorded {
+                    state.start = wire::nanos(SystemTime::now());
+                }
+            }
+            state.surround(parent.clone())
+        });
+        if before.is_none() {
+            // Without a subscriber there is no span to give a parent to.
+            let _ = OpenTelemetrySpanExt::set_parent(self, parent);
+        }
+    }
+
+    fn set_otel_attribute(&self, key: &'static str, value: impl Into<Value>) {
+        let value = value.into();
+        let set = with_state(self, |_, state| {
+            if state.has_room() {
+                wire::remove_attribute(&mut state.attributes, key);
+                wire::attribute(&mut state.attributes, wire::SPAN_ATTRIBUTE, key, &Item::Value(&value));
+            }
+        });
+        if set.is_none() {
+            OpenTelemetrySpanExt::set_attribute(self, key, value);
+        }
+    }
+
+    fn add_otel_link(&self, other: SpanContext) {
+        if with_state(self, |_, state| state.link(&other)).is_none() {
+            OpenTelemetrySpanExt::add_link(self, other);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The short way from `tracing` to OTLP: spans and events are encoded straight into the queue's format, without OpenTelemetry's SDK in between, at a third of
+//! its cost on the calling thread.
+//!
+//! What is asked of it is the same: contexts, propagators and spans of OpenTelemetry's API work with it in both directions. While one of its spans is
+//! entered, `opentelemetry::Context::current()` has it as its active span; one that begins while a span of the API is active is its child.
+//! `tracing_opentelemetry::OpenTelemetrySpanExt` does not reach it (that trait asks for its own layer, and does nothing here); [`SpanExt`] does, under both.
+
+mod ext;
+mod state;
+mod table;
+
+use crate::export::{Exporter, Signal};
+use crate::sampling::{Sampling, with_threshold};
+use crate::wire;
+pub use ext::SpanExt;
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
+use opentelemetry::{Context, ContextGuard, InstrumentationScope};
+use state::{IntoLog, IntoSpan, State, random};
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+use table::{Table, fresh, give_back};
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{self, Layer};
+
+thread_local! {
+    /// Spans that are entered on this thread, the innermost last.
+    static ENTERED: RefCell<Vec<Entered>> = const { RefCell::new(Vec::new()) };
+    /// Where a log record is written before it is queued; a record that is made meanwhile finds none, and makes its own.
+    static RECORD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// How large a buffer may be that a thread keeps for its next record.
+const KEPT_BYTES_MAX: usize = 16 << 10;
+
+struct Entered {
+    /// The layer whose span it is.
+    layer: u32,
+    id: u64,
+    span: Above,
+    /// While it lives, OpenTelemetry has the span as its current one.
+    guard: ContextGuard,
+}
+
+/// What those that begin within a span want to know of it, without looking it up.
+#[derive(Clone)]
+struct Above {
+    id: Id,
+    trace: TraceId,
+    span: u64,
+    flags: TraceFlags,
+    recorded: bool,
+    /// It came with values of its own, such as baggage.
+    has_around: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Lean {
+    exporter: Exporter,
+    sampling: Sampling,
+    scope: InstrumentationScope,
+    wanted: [bool; 3],
+    spans: Table,
+    /// Tells the spans of two such layers in one process apart, whose ids are the same numbers.
+    number: u32,
+    /// See [`may_be_passed_over`].
+    others: LevelFilter,
+}
+
+/// Whether a span of this place in the code need not be made within one that is not taken: nobody else wants to see it, and it does not say its kind. Those
+/// that do are the ends of calls, which may get a parent elsewhere.
+pub(crate) fn may_be_passed_over(metadata: &Metadata<'_>, others: LevelFilter) -> bool {
+    metadata.is_span() && *metadata.level() > others && metadata.fields().field("otel.kind").is_none()
+}
+
+impl Lean {
+    /// `others` is the level from which on another layer may want to see a span; where none is known, all of them may.
+    pub fn new(exporter: Exporter, sampling: Sampling, wanted: [bool; 3], others: LevelFilter) -> Lean {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let scope = InstrumentationScope::builder("firstfall-agent").build();
+        Lean { exporter, sampling, scope, wanted, spans: Table::new(), number: NUMBER.fetch_add(1, Ordering::Relaxed), others }
+    }
+
+    fn innermost<R>(&self, look: impl FnOnce(&Above) -> R) -> Option<R> {
+        ENTERED
+            .try_with(|stack| stack.borrow().iter().rfind(|entered| entered.layer == self.number).map(|entered| look(&entered.span)))
+            .ok()?
+    }
+
+    /// Gives a span its place: within the span of tracing that it is in, unless one of the API has begun within that.
+    fn place(&self, state: &mut State, attributes: &Attributes<'_>) {
+        // A parent that the code names is the parent, whatever is current.
+        if let Some(parent) = attributes.parent() {
+            let around = self.spans.with(parent, |above| {
+                state.inherit(above);
+                above.around.clone()
+            });
+            if let Some(around) = around {
+                state.around = around;
+                return;
+            }
+        } else if attributes.is_root() {
+            return state.begin(&self.sampling);
+        }
+        let above = if attributes.is_contextual() { self.innermost(Above::clone) } else { None };
+        let found = Context::map_current(|current| {
+            let active = current.span();
+            let active = active.span_context();
+            match &above {
+                Some(above) if active.trace_id() == above.trace && active.span_id() == SpanId::from(above.span) => {
+                    (state.trace, state.parent, state.flags, state.recorded) = (above.trace, above.span, above.flags, above.recorded);
+                    state.trace_state = active.trace_state().clone();
+                    // Within a span that came with values of its own, what is current may have more of them by now.
+                    state.around = above.has_around.then(|| current.clone());
+                    true
+                }
+                Some(above) if active.trace_id() != above.trace => false,
+                _ if active.is_valid() => {
+                    state.follow(active, &self.sampling);
+                    let has_around = above.as_ref().map_or(active.is_remote(), |above| above.has_around);
+                    state.around = has_around.then(|| current.clone());
+                    true
+                }
+                _ => false,
+            }
+        });
+        let inherited = |above: &Above| self.spans.with(&above.id, |above| state.inherit(above));
+        if !found && above.as_ref().and_then(inherited).is_none() {
+            state.begin(&self.sampling);
+        }
+    }
+
+    fn close(&self, state: &State) {
+        let end = wire::nanos(SystemTime::now());
+        let took = Duration::from_nanos(end.saturating_sub(state.start));
+        let header;
+        let trace_state =
+            if self.sampling.keeps(state.status == 2, took) && (!state.flags.is_sampled() || state.trace_state.get("ot").is_some()) {
+                header = with_threshold(&state.trace_state, Some(0)).header();
+                &header
+            } else if state.flags.is_sampled() {
+                header = state.trace_state.header();
+                &header
+            } else {
+                return;
+            };
+        let span = wire::Span {
+            trace: state.trace.to_bytes(),
+            span: state.span.to_be_bytes(),
+            parent: state.parent.to_be_bytes(),
+            parent_is_remote: state.parent_is_remote,
+            flags: state.flags.to_u8(),
+            trace_state,
+            name: state.name.as_deref().unwrap_or(state.code_name),
+            kind: state.kind,
+            start: state.start,
+            end,
+            status: state.status,
+            status_message: state.status_message.as_deref().unwrap_or(""),
+            dropped_attributes: state.dropped,
+        };
+        self.exporter.push(Signal::Spans, &self.scope, |out| wire::span_of_parts(out, &span, &state.attributes, &state.events));
+    }
+
+    /// The span that an event belongs to.
+    fn of_event(&self, event: &Event<'_>) -> Option<(TraceId, u64, TraceFlags)> {
+        if let Some(of) = event.parent().and_then(|parent| self.spans.with(parent, |state| (state.trace, state.span, state.flags))) {
+            return Some(of);
+        }
+        let above = if event.is_contextual() { self.innermost(|above| (above.trace, above.span, above.flags)) } else { None };
+        above.or_else(|| {
+            Context::map_current(|current| {
+                let active = current.span();
+                let active: &SpanContext = active.span_context();
+                active.is_valid().then(|| (active.trace_id(), u64::from_be_bytes(active.span_id().to_bytes()), active.trace_flags()))
+            })
+        })
+    }
+}
+
+fn severity(level: Level) -> (u64, &'static str) {
+    match level {
+        Level::ERROR => (17, "ERROR"),
+        Level::WARN => (13, "WARN"),
+        Level::INFO => (9, "INFO"),
+        Level::DEBUG => (5, "DEBUG"),
+        Level::TRACE => (1, "TRACE"),
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lean {
+    fn enabled(&self, metadata: &Metadata<'_>, _: layer::Context<'_, S>) -> bool {
+        !(self.innermost(|above| !above.recorded).unwrap_or(false) && may_be_passed_over(metadata, self.others))
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: layer::Context<'_, S>) {
+        let mut state = fresh();
+        (state.span, state.kind, state.code_name) = (random(), 1, attributes.metadata().name());
+        self.place(&mut state, attributes);
+        if state.recorded {
+            state.start = wire::nanos(SystemTime::now());
+        }
+        // One that is not taken may be yet, when it is given a parent that is; then its name and kind are known.
+        if state.recorded || attributes.metadata().fields().iter().any(|field| field.name().starts_with("otel.")) {
+            attributes.record(&mut IntoSpan(&mut state));
+        }
+        self.spans.insert(id, state);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: layer::Context<'_, S>) {
+        let Some(recorded) = self.spans.with(id, |state| state.recorded) else { return };
+        // By themselves first, not under the lock: values are shown by code of the service's, which may look at this very span, or panic.
+        let mut later = fresh();
+        later.recorded = recorded;
+        values.record(&mut IntoSpan(&mut later));
+        self.spans.with(id, |state| state.take_over(&mut later));
+        give_back(later);
+    }
+
+    fn on_follows_from(&self, id: &Id, follows: &Id, _: layer::Context<'_, S>) {
+        if let Some(other) = self.spans.with(follows, |other| other.span_context()) {
+            self.spans.with(id, |state| state.link(&other));
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        if !self.wanted[Signal::Logs as usize] {
+            return;
+        }
+        let now = wire::nanos(SystemTime::now());
+        let metadata = event.metadata();
+        let (number, text) = severity(*metadata.level());
+        let of = self.of_event(event);
+        // First by itself, then into the queue: what is shown is code of the service's, which may log in its turn, or panic.
+        let mut record = RECORD.try_with(Cell::take).unwrap_or_default();
+        let out = &mut record;
+        wire::log_record(out, now, number, text, of, |out| event.record(&mut IntoLog { out, target: metadata.target() }));
+        self.exporter.push(Signal::Logs, &self.scope, |out| out.extend_from_slice(&record));
+        if record.capacity() <= KEPT_BYTES_MAX {
+            record.clear();
+            let _ = RECORD.try_with(|kept| kept.set(record));
+        }
+    }
+
+    fn on_enter(&self, id: &Id, _: layer::Context<'_, S>) {
+        let entered = self.spans.with(id, |state| {
+            let has_around = state.around.is_some();
+            let (trace, span, flags, recorded) = (state.trace, state.span, state.flags, state.recorded);
+            (state.enter(), Above { id: id.clone(), trace, span, flags, recorded, has_around })
+        });
+        if let Some((context, span)) = entered {
+            let guard = context.attach();
+            let entered = Entered { layer: self.number, id: id.into_u64(), span, guard };
+            let _ = ENTERED.try_with(|stack| stack.borrow_mut().push(entered));
+        }
+    }
+
+    fn on_exit(&self, id: &Id, _: layer::Context<'_, S>) {
+        let left = ENTERED.try_with(|stack| {
+            let mut stack = stack.borrow_mut();
+            let at = stack.iter().rposition(|entered| entered.id == id.into_u64() && entered.layer == self.number)?;
+            Some(stack.remove(at).guard)
+        });
+        // What it held may be the last of a context with values of the service's, which go where nothing is borrowed.
+        drop(left);
+    }
+
+    fn on_close(&self, id: Id, _: layer::Context<'_, S>) {
+        let Some(state) = self.spans.remove(&id) else { return };
+        if state.recorded && self.wanted[Signal::Spans as usize] {
+            self.close(&state);
+        }
+        give_back(state);
+    }
+}

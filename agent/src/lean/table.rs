@@ -1,0 +1,97 @@
+//! The open spans by their id. `tracing`'s registry would keep what belongs to a span too, in a map of boxes behind a lock behind two look-ups: here it is
+//! one look-up, and what a closed span leaves is used again.
+
+use super::state::State;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tracing::span::Id;
+
+/// Locks; as many that threads rarely meet at one.
+const SHARDS: usize = 64;
+/// What a thread keeps of closed spans for its next ones.
+const POOL: usize = 32;
+
+// Boxed, so that a state moves between pool and table as a pointer.
+type Pool = Vec<Box<State>>;
+
+thread_local! {
+    static POOLED: RefCell<Pool> = const { RefCell::new(Vec::new()) };
+}
+
+/// A state that says nothing yet.
+pub(super) fn fresh() -> Box<State> {
+    POOLED.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+}
+
+pub(super) fn give_back(mut state: Box<State>) {
+    // It may hold values of the service's, which go outside of every borrow.
+    state.clear();
+    let _ = POOLED.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < POOL {
+            pool.push(state);
+        }
+    });
+}
+
+/// Ids of the registry are places in its memory: their lower bits differ, and a multiplication spreads them over the others.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("an id is a number");
+    }
+    fn write_u64(&mut self, id: u64) {
+        self.0 = spread(id);
+    }
+}
+
+fn spread(id: u64) -> u64 {
+    let product = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    product ^ product >> 32
+}
+
+/// A line of the cache each, as two threads may use neighbours.
+#[repr(align(128))]
+#[derive(Default)]
+struct Shard(Mutex<HashMap<u64, Box<State>, BuildHasherDefault<Spread>>>);
+
+pub(super) struct Table(Box<[Shard]>);
+
+impl Table {
+    pub fn new() -> Table {
+        Table((0..SHARDS).map(|_| Shard::default()).collect())
+    }
+
+    fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Box<State>, BuildHasherDefault<Spread>>> {
+        let shard = &self.0[(spread(id) >> 20) as usize % SHARDS];
+        shard.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn insert(&self, id: &Id, state: Box<State>) {
+        let before = self.shard(id.into_u64()).insert(id.into_u64(), state);
+        // An id that was never closed: the registry gives no such one again.
+        drop(before);
+    }
+
+    /// Nothing of the service's own may run in `f`, as it holds the lock.
+    pub fn with<R>(&self, id: &Id, f: impl FnOnce(&mut State) -> R) -> Option<R> {
+        self.shard(id.into_u64()).get_mut(&id.into_u64()).map(|state| f(state))
+    }
+
+    pub fn remove(&self, id: &Id) -> Option<Box<State>> {
+        self.shard(id.into_u64()).remove(&id.into_u64())
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").finish_non_exhaustive()
+    }
+}
