@@ -1,16 +1,24 @@
 //! What server and client layers share: names, metrics, and the measurement of one call from its head to its last byte.
 
-use crate::body::Watch;
-use http::{HeaderMap, Method};
-use opentelemetry::metrics::{Histogram, UpDownCounter};
-use opentelemetry::{KeyValue, global};
+use crate::body::{Watch, Watched};
+use crate::series::Series;
+use http::{HeaderMap, Response};
+use http_body::Body;
+use opentelemetry::metrics::{BoundUpDownCounter, Histogram, UpDownCounter};
+use opentelemetry::{Context, KeyValue, global};
+use pin_project_lite::pin_project;
+use std::borrow::Cow;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{self, Poll, ready};
 use std::time::Instant;
 use tracing::Span;
 
 /// Upper ends of the latency buckets in seconds, as the HTTP conventions advise.
 const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
-pub(crate) fn duration_histogram(name: &'static str) -> Histogram<f64> {
+fn duration_histogram(name: &'static str) -> Histogram<f64> {
     global::meter("firstfall-agent").f64_histogram(name).with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
 }
 
@@ -23,34 +31,66 @@ pub(crate) enum Side {
 }
 
 /// The instruments of one side.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Instruments {
     pub side: Side,
-    pub http: Histogram<f64>,
-    pub rpc: Histogram<f64>,
-    pub active: Option<UpDownCounter<i64>>,
+    http: Series,
+    rpc: Series,
+    active: Option<Active>,
 }
 
 impl Instruments {
-    pub fn new(side: Side) -> Instruments {
+    pub fn new(side: Side) -> Arc<Instruments> {
         let server = side == Side::Server;
-        let active = || global::meter("firstfall-agent").i64_up_down_counter("http.server.active_requests").with_unit("{request}").build();
-        Instruments {
+        Arc::new(Instruments {
             side,
-            http: duration_histogram(if server { "http.server.request.duration" } else { "http.client.request.duration" }),
-            rpc: duration_histogram(if server { "rpc.server.call.duration" } else { "rpc.client.call.duration" }),
-            active: server.then(active),
-        }
+            http: Series::new(duration_histogram(if server { "http.server.request.duration" } else { "http.client.request.duration" })),
+            rpc: Series::new(duration_histogram(if server { "rpc.server.call.duration" } else { "rpc.client.call.duration" })),
+            active: server.then(Active::new),
+        })
     }
 }
 
-/// A method as names and metrics may carry it: an unknown one may be anything.
-pub(crate) fn method_name(method: &Method) -> (&'static str, &'static str) {
-    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
-    match KNOWN.into_iter().find(|known| *known == method.as_str()) {
-        Some(known) => (known, known),
-        // In the attribute; in the span's name.
-        None => ("_OTHER", "HTTP"),
+/// Requests that are under way, by method and scheme.
+#[derive(Debug)]
+struct Active {
+    counter: UpDownCounter<i64>,
+    bound: [[OnceLock<BoundUpDownCounter<i64>>; 2]; METHODS.len() + 1],
+}
+
+impl Active {
+    fn new() -> Active {
+        let counter = global::meter("firstfall-agent").i64_up_down_counter("http.server.active_requests").with_unit("{request}").build();
+        Active { counter, bound: Default::default() }
+    }
+
+    fn add(&self, method: Method, scheme: &'static str, value: i64) {
+        let bound = self.bound[method.0][usize::from(scheme == "https")].get_or_init(|| {
+            self.counter.bind(&[KeyValue::new("http.request.method", method.attribute()), KeyValue::new("url.scheme", scheme)])
+        });
+        bound.add(value);
+    }
+}
+
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+/// A method as names and metrics may carry it: one of these, or another one, which may be anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Method(usize);
+
+impl Method {
+    pub fn of(method: &http::Method) -> Method {
+        Method(METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len()))
+    }
+
+    /// In attributes.
+    pub fn attribute(self) -> &'static str {
+        METHODS.get(self.0).unwrap_or(&"_OTHER")
+    }
+
+    /// In the span's name.
+    pub fn shown(self) -> &'static str {
+        METHODS.get(self.0).unwrap_or(&"HTTP")
     }
 }
 
@@ -63,30 +103,68 @@ pub(crate) fn rpc_names(path: &str) -> (&str, &str) {
     path.trim_start_matches('/').split_once('/').unwrap_or((path, ""))
 }
 
+/// What a call is counted by, but for how it went.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub method: Method,
+    /// Of a server.
+    pub scheme: Option<&'static str>,
+    /// The protocol's, of a server.
+    pub version: Option<&'static str>,
+    /// A server's route, a client's host.
+    pub place: Option<String>,
+    pub port: Option<u16>,
+    /// Service and method of gRPC.
+    pub rpc: Option<(String, String)>,
+}
+
+impl Target {
+    fn attributes(&self, side: Side) -> Vec<KeyValue> {
+        let mut attributes = vec![KeyValue::new("http.request.method", self.method.attribute())];
+        attributes.extend(self.scheme.map(|scheme| KeyValue::new("url.scheme", scheme)));
+        attributes.extend(self.version.map(|version| KeyValue::new("network.protocol.version", version)));
+        let place = if side == Side::Server { "http.route" } else { "server.address" };
+        attributes.extend(self.place.as_ref().map(|at| KeyValue::new(place, at.clone())));
+        attributes.extend(self.port.map(|port| KeyValue::new("server.port", i64::from(port))));
+        if let Some((service, method)) = &self.rpc {
+            attributes.push(KeyValue::new("rpc.service", service.clone()));
+            attributes.push(KeyValue::new("rpc.method", method.clone()));
+        }
+        attributes
+    }
+}
+
 /// One call, from its head to its last byte. Dropped before the end it was cancelled, and is counted so.
 #[derive(Debug)]
 pub struct Call {
-    pub(crate) instruments: Instruments,
-    pub(crate) grpc: bool,
-    pub(crate) started: Instant,
-    /// Attributes of the requests that are under way.
-    pub(crate) active: Vec<KeyValue>,
-    pub(crate) attributes: Vec<KeyValue>,
+    instruments: Arc<Instruments>,
+    target: Target,
+    started: Instant,
     pub(crate) span: Span,
-    pub(crate) ended: bool,
+    status: Option<u16>,
+    rpc_status: Option<i64>,
+    error: Option<Cow<'static, str>>,
+    ended: bool,
 }
 
 impl Call {
+    pub(crate) fn begin(instruments: &Arc<Instruments>, target: Target, span: Span) -> Call {
+        if let (Some(active), Some(scheme)) = (&instruments.active, target.scheme) {
+            active.add(target.method, scheme, 1);
+        }
+        let instruments = instruments.clone();
+        Call { instruments, target, started: Instant::now(), span, status: None, rpc_status: None, error: None, ended: false }
+    }
+
     /// The head of the answer is there.
     pub(crate) fn answered(&mut self, status: u16, headers: &HeaderMap) {
-        let code = i64::from(status);
-        self.span.record("http.response.status_code", code);
-        self.attributes.push(KeyValue::new("http.response.status_code", code));
+        self.span.record("http.response.status_code", i64::from(status));
+        self.status = Some(status);
         // For a client 4xx is a failure too, as the conventions ask.
-        if code >= if self.instruments.side == Side::Server { 500 } else { 400 } {
-            self.error(code.to_string(), None);
+        if status >= if self.instruments.side == Side::Server { 500 } else { 400 } {
+            self.error(status.to_string().into(), None);
         }
-        if self.grpc {
+        if self.target.rpc.is_some() {
             self.grpc_status(headers);
         }
     }
@@ -95,44 +173,59 @@ impl Call {
     fn grpc_status(&mut self, headers: &HeaderMap) {
         let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse::<i64>().ok()) else { return };
         self.span.record("rpc.grpc.status_code", status);
-        self.attributes.push(KeyValue::new("rpc.grpc.status_code", status));
-        // A method that nobody knows may have any name.
-        if status == UNIMPLEMENTED {
-            self.attributes.retain(|pair| !pair.key.as_str().starts_with("rpc.service") && !pair.key.as_str().starts_with("rpc.method"));
-        }
+        self.rpc_status = Some(status);
         // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS are the server's; the rest the caller's.
         let failed = status != 0 && (self.instruments.side == Side::Client || matches!(status, 2 | 4 | 12..=15));
         if failed {
             let message = headers.get("grpc-message").and_then(|message| message.to_str().ok()).map(str::to_owned);
-            self.error(status.to_string(), message);
+            self.error(status.to_string().into(), message);
         }
     }
 
     /// There was no answer.
-    pub(crate) fn broken(mut self, kind: &str, error: String) {
+    pub(crate) fn broken(mut self, kind: &'static str, error: String) {
         self.ended = true;
-        self.error(kind.to_owned(), Some(error));
+        self.error(kind.into(), Some(error));
     }
 
-    pub(crate) fn error(&mut self, kind: String, description: Option<String>) {
-        self.span.record("error.type", kind.as_str());
+    pub(crate) fn error(&mut self, kind: Cow<'static, str>, description: Option<String>) {
+        self.span.record("error.type", &*kind);
         self.span.record("otel.status_code", "ERROR");
         if let Some(description) = description {
             self.span.record("otel.status_description", description.as_str());
         }
-        self.attributes.push(KeyValue::new("error.type", kind));
+        self.error = Some(kind);
+    }
+
+    /// All that was to be waited for is there.
+    pub(crate) fn end(mut self) {
+        self.ended = true;
+    }
+
+    fn attributes(&self) -> Vec<KeyValue> {
+        let mut attributes = self.target.attributes(self.instruments.side);
+        attributes.extend(self.status.map(|status| KeyValue::new("http.response.status_code", i64::from(status))));
+        if let Some(status) = self.rpc_status {
+            attributes.push(KeyValue::new("rpc.grpc.status_code", status));
+            // A method that nobody knows may have any name.
+            if status == UNIMPLEMENTED {
+                attributes.retain(|pair| !matches!(pair.key.as_str(), "rpc.service" | "rpc.method"));
+            }
+        }
+        attributes.extend(self.error.clone().map(|kind| KeyValue::new("error.type", kind)));
+        attributes
     }
 }
 
 impl Watch for Call {
     fn trailers(&mut self, trailers: &HeaderMap) {
-        if self.grpc {
+        if self.target.rpc.is_some() {
             self.grpc_status(trailers);
         }
     }
 
-    fn complete(mut self) {
-        self.ended = true;
+    fn complete(self) {
+        self.end();
     }
 
     fn failed(self, error: String) {
@@ -144,13 +237,116 @@ impl Drop for Call {
     fn drop(&mut self) {
         if !self.ended {
             self.span.record("error.type", "cancelled");
-            self.attributes.push(KeyValue::new("error.type", "cancelled"));
+            self.error = Some("cancelled".into());
         }
-        if let Some(active) = &self.instruments.active {
-            active.add(-1, &self.active);
+        if let (Some(active), Some(scheme)) = (&self.instruments.active, self.target.scheme) {
+            active.add(self.target.method, scheme, -1);
         }
-        self.attributes.append(&mut self.active);
-        let duration = if self.grpc { &self.instruments.rpc } else { &self.instruments.http };
-        duration.record(self.started.elapsed().as_secs_f64(), &self.attributes);
+        let took = self.started.elapsed().as_secs_f64();
+        if self.target.rpc.is_some() {
+            return self.instruments.rpc.record_any(took, &self.attributes());
+        }
+        // What is counted most often has its place; a failure without a status is rare, or should be.
+        let target = &self.target;
+        let usual = self.status.filter(|_| self.error.as_ref().is_none_or(|error| error.bytes().all(|digit| digit.is_ascii_digit())));
+        let Some(status) = usual else { return self.instruments.http.record_any(took, &self.attributes()) };
+        let rest = (target.method.attribute(), target.scheme, target.version, target.port, status);
+        self.instruments.http.record(took, target.place.as_deref().unwrap_or(""), rest, || self.attributes());
+    }
+}
+
+pin_project! {
+    /// A future within the span of a call: it is polled there, and dropped there.
+    pub(crate) struct Within<F> {
+        #[pin]
+        inner: Option<F>,
+        call: Option<Call>,
+        // What is current around the span: that there is a caller's baggage, or that nothing of this service is exported, and the trace goes on all the same.
+        around: Option<Context>,
+    }
+
+    impl<F> PinnedDrop for Within<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if let Some(call) = this.call.as_ref() {
+                let _around = this.around.clone().map(Context::attach);
+                let _entered = call.span.enter();
+                this.inner.set(None);
+            }
+        }
+    }
+}
+
+impl<F> Within<F> {
+    pub fn new(inner: F, call: Call, around: Option<Context>) -> Within<F> {
+        Within { inner: Some(inner), call: Some(call), around }
+    }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = (F::Output, Call);
+
+    fn poll(self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<(F::Output, Call)> {
+        let mut this = self.project();
+        let _around = this.around.clone().map(Context::attach);
+        let call = this.call.as_ref().expect("it is not polled after it is ready");
+        let output = {
+            let _entered = call.span.enter();
+            let inner = this.inner.as_mut().as_pin_mut().expect("it is there as long as its call");
+            let output = ready!(inner.poll(context));
+            this.inner.set(None);
+            output
+        };
+        Poll::Ready((output, this.call.take().expect("looked at above")))
+    }
+}
+
+pin_project! {
+    /// The answer to a call over a tower service, with a body that is watched to its end.
+    #[derive(Debug)]
+    pub struct Answer<F> {
+        #[pin]
+        inner: Within<F>,
+        // Nothing of the body will be read.
+        head_only: bool,
+        // What a call that gets no answer is, as `error.type`.
+        failure: &'static str,
+    }
+}
+
+impl<F> std::fmt::Debug for Within<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Within").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+impl<F> Answer<F> {
+    pub(crate) fn new(inner: Within<F>, head_only: bool, failure: &'static str) -> Answer<F> {
+        Answer { inner, head_only, failure }
+    }
+}
+
+impl<F, Out, Error> Future for Answer<F>
+where
+    F: Future<Output = Result<Response<Out>, Error>>,
+    Error: std::fmt::Display,
+    Out: Body,
+    Out::Error: std::fmt::Display,
+{
+    type Output = Result<Response<Watched<Out, Call>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let (answer, mut call) = ready!(this.inner.poll(context));
+        Poll::Ready(match answer {
+            Ok(response) => {
+                call.answered(response.status().as_u16(), response.headers());
+                Ok(response.map(|body| Watched::new(body, call, *this.head_only)))
+            }
+            Err(error) => {
+                call.broken(this.failure, error.to_string());
+                Err(error)
+            }
+        })
     }
 }

@@ -2,20 +2,19 @@
 //! `http::Request` (tonic's channels, hyper's clients).
 
 use crate::body::Watched;
-use crate::call::{Call, Instruments, Side, is_grpc, method_name, rpc_names};
+use crate::call::{self, Answer, Call, Instruments, Side, Target, Within, is_grpc, rpc_names};
 use crate::lean::SpanExt;
 use crate::propagate::HeadersMut;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
 use opentelemetry::trace::TraceContextExt;
-use opentelemetry::{Context as OtelContext, KeyValue, global};
+use opentelemetry::{Context as OtelContext, global};
+use std::borrow::Cow;
 use std::future::Future;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 use tower::{Layer, Service};
 use tracing::field::Empty;
-use tracing::{Instrument, Span};
 
 /// Values of a query that are credentials, as the HTTP conventions name them.
 const SECRET_PARAMETERS: [&str; 8] = [
@@ -30,8 +29,8 @@ const SECRET_PARAMETERS: [&str; 8] = [
 ];
 
 /// An address whose query tells no secret.
-fn without_secrets(url: &str) -> String {
-    let Some((path, query)) = url.split_once('?') else { return url.to_owned() };
+fn without_secrets(url: &str) -> Cow<'_, str> {
+    let Some((path, query)) = url.split_once('?') else { return Cow::Borrowed(url) };
     let shown: Vec<String> = query
         .split('&')
         .map(|pair| match pair.split_once('=') {
@@ -39,10 +38,10 @@ fn without_secrets(url: &str) -> String {
             _ => pair.to_owned(),
         })
         .collect();
-    format!("{path}?{}", shown.join("&"))
+    Cow::Owned(format!("{path}?{}", shown.join("&")))
 }
 
-struct Target<'a> {
+struct Called<'a> {
     method: &'a Method,
     /// Without a password.
     url: &'a str,
@@ -51,23 +50,22 @@ struct Target<'a> {
     grpc_path: Option<&'a str>,
 }
 
-fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::HeaderMap) -> Call {
-    let (method, shown) = method_name(target.method);
-    let port = target.port.map(i64::from);
-    let rpc = target.grpc_path.map(rpc_names);
-    let name = rpc.map_or_else(|| shown.to_owned(), |(service, method)| format!("{service}/{method}"));
+fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http::HeaderMap) -> Call {
+    let method = call::Method::of(called.method);
+    let rpc = called.grpc_path.map(rpc_names);
+    let name = rpc.map_or_else(|| Cow::Borrowed(method.shown()), |(service, method)| Cow::Owned(format!("{service}/{method}")));
     let span = tracing::info_span!(
         target: "firstfall_agent",
         "http.client",
         "otel.kind" = "client",
-        "otel.name" = name,
+        "otel.name" = &*name,
         "otel.status_code" = Empty,
         "otel.status_description" = Empty,
-        "http.request.method" = method,
+        "http.request.method" = method.attribute(),
         "http.request.resend_count" = Empty,
-        "url.full" = target.url,
-        "server.address" = target.host,
-        "server.port" = port,
+        "url.full" = called.url,
+        "server.address" = called.host,
+        "server.port" = called.port.map(i64::from),
         "rpc.system" = rpc.map(|_| "grpc"),
         "rpc.service" = rpc.map(|(service, _)| service),
         "rpc.method" = rpc.map(|(_, method)| method),
@@ -84,21 +82,15 @@ fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::Hea
         context = OtelContext::current();
     }
     global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
-    let mut attributes = vec![KeyValue::new("http.request.method", method), KeyValue::new("server.address", target.host.to_owned())];
-    attributes.extend(port.map(|port| KeyValue::new("server.port", port)));
-    if let Some((service, method)) = rpc {
-        attributes.push(KeyValue::new("rpc.service", service.to_owned()));
-        attributes.push(KeyValue::new("rpc.method", method.to_owned()));
-    }
-    Call {
-        instruments: instruments.clone(),
-        grpc: rpc.is_some(),
-        started: Instant::now(),
-        active: Vec::new(),
-        attributes,
-        span,
-        ended: false,
-    }
+    let target = Target {
+        method,
+        scheme: None,
+        version: None,
+        place: Some(called.host.to_owned()),
+        port: called.port,
+        rpc: rpc.map(|(service, method)| (service.to_owned(), method.to_owned())),
+    };
+    Call::begin(instruments, target, span)
 }
 
 /// Wraps a `reqwest::Client`; the request itself is built as ever.
@@ -106,7 +98,7 @@ fn begin(instruments: &Instruments, target: &Target<'_>, headers: &mut http::Hea
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: reqwest::Client,
-    instruments: Instruments,
+    instruments: Arc<Instruments>,
 }
 
 #[cfg(feature = "reqwest")]
@@ -130,22 +122,25 @@ impl Client {
     /// Sends a request. The span lasts until the head of the answer is there: the body is the caller's to read, or not.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
         let mut request = request.build()?;
-        let mut url = request.url().clone();
+        let url = request.url();
+        let mut shown = Cow::Borrowed(url.as_str());
         if !url.username().is_empty() || url.password().is_some() {
+            let mut url = url.clone();
             let _ = url.set_username("REDACTED");
             let _ = url.set_password(Some("REDACTED"));
+            shown = Cow::Owned(url.into());
         }
-        let method = request.method().clone();
-        let target = Target {
-            method: &method,
-            url: &without_secrets(url.as_str()),
+        let called = Called {
+            method: request.method(),
+            url: &without_secrets(&shown),
             host: url.host_str().unwrap_or(""),
             port: url.port_or_known_default(),
             grpc_path: None,
         };
-        let mut call = begin(&self.instruments, &target, request.headers_mut());
-        let result = self.inner.execute(request).instrument(call.span.clone()).await;
-        call.ended = true;
+        let mut headers = http::HeaderMap::new();
+        let call = begin(&self.instruments, &called, &mut headers);
+        request.headers_mut().extend(headers);
+        let (result, mut call) = Within::new(self.inner.execute(request), call, None).await;
         match &result {
             Ok(response) => call.answered(response.status().as_u16(), response.headers()),
             Err(error) => {
@@ -161,9 +156,10 @@ impl Client {
                     causes.push(error.to_string());
                     cause = error.source();
                 }
-                call.error(kind.to_owned(), Some(causes.join(": ")));
+                call.error(kind.into(), Some(causes.join(": ")));
             }
         }
+        call.end();
         result
     }
 }
@@ -172,7 +168,7 @@ impl Client {
 /// `ServiceBuilder::new().layer(ClientLayer::new()).service(channel)`.
 #[derive(Clone, Debug)]
 pub struct ClientLayer {
-    instruments: Instruments,
+    instruments: Arc<Instruments>,
 }
 
 impl ClientLayer {
@@ -198,7 +194,7 @@ impl<S> Layer<S> for ClientLayer {
 #[derive(Clone, Debug)]
 pub struct Calling<S> {
     inner: S,
-    instruments: Instruments,
+    instruments: Arc<Instruments>,
 }
 
 fn address(uri: &Uri) -> (String, String, Option<u16>) {
@@ -212,7 +208,7 @@ fn address(uri: &Uri) -> (String, String, Option<u16>) {
     let url = match (uri.scheme_str(), uri.authority()) {
         (Some(scheme), Some(authority)) => {
             let bare = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, bare)| bare);
-            without_secrets(&format!("{scheme}://{bare}{}", uri.path_and_query().map_or("", |p| p.as_str())))
+            without_secrets(&format!("{scheme}://{bare}{}", uri.path_and_query().map_or("", |p| p.as_str()))).into_owned()
         }
         _ => uri.path().to_owned(),
     };
@@ -222,14 +218,14 @@ fn address(uri: &Uri) -> (String, String, Option<u16>) {
 impl<S, In, Out> Service<Request<In>> for Calling<S>
 where
     S: Service<Request<In>, Response = Response<Out>>,
-    S::Future: Send + 'static,
+    S::Future: Future<Output = Result<Response<Out>, S::Error>>,
     S::Error: std::fmt::Display,
-    Out: Body + 'static,
+    Out: Body,
     Out::Error: std::fmt::Display,
 {
     type Response = Response<Watched<Out, Call>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Answer<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -239,24 +235,10 @@ where
         let (url, host, port) = address(request.uri());
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let grpc = is_grpc(request.headers());
-        let target = Target { method: &method, url: &url, host: &host, port, grpc_path: grpc.then_some(path.as_str()) };
-        let mut call = begin(&self.instruments, &target, request.headers_mut());
-        let head_only = method == Method::HEAD;
-        let span: Span = call.span.clone();
-        let answer = span.in_scope(|| self.inner.call(request));
-        let answer = async move {
-            match answer.await {
-                Ok(response) => {
-                    call.answered(response.status().as_u16(), response.headers());
-                    Ok(response.map(|body| Watched::new(body, call, head_only)))
-                }
-                Err(error) => {
-                    call.broken("request_error", error.to_string());
-                    Err(error)
-                }
-            }
-        };
-        Box::pin(answer.instrument(span))
+        let called = Called { method: &method, url: &url, host: &host, port, grpc_path: grpc.then_some(path.as_str()) };
+        let call = begin(&self.instruments, &called, request.headers_mut());
+        let answer = call.span.in_scope(|| self.inner.call(request));
+        Answer::new(Within::new(answer, call, None), method == Method::HEAD, "request_error")
     }
 }
 

@@ -34,6 +34,7 @@ pub mod resilience;
 mod resource;
 mod runtime;
 mod sampling;
+mod series;
 #[cfg(feature = "axum")]
 mod server;
 mod settings;
@@ -43,7 +44,7 @@ mod work;
 
 pub use agent::{Agent, Compression};
 pub use body::Watched;
-pub use call::Call;
+pub use call::{Answer, Call};
 #[cfg(feature = "reqwest")]
 pub use client::Client;
 pub use client::{Calling, ClientLayer};

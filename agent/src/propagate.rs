@@ -52,7 +52,7 @@ impl TextMapPropagator for Propagation {
             let span = span.span_context();
             if span.is_valid() {
                 let flags = span.trace_flags().to_u8() & FLAGS_KNOWN;
-                injector.set(TRACEPARENT, format!("00-{:032x}-{:016x}-{flags:02x}", span.trace_id(), span.span_id()));
+                injector.set(TRACEPARENT, written(span.trace_id(), span.span_id(), flags));
                 let mut state = span.trace_state().header();
                 if let Some(Members { trace, text }) = context.get::<Members>()
                     && *trace == span.trace_id()
@@ -110,6 +110,25 @@ fn parent(extractor: &dyn Extractor) -> Option<(SpanContext, Option<Members>)> {
         Err(_) => (TraceState::NONE, Some(Members { trace, text: text() })),
     };
     Some((SpanContext::new(trace, span, flags, true, state), beside))
+}
+
+/// As a header of version 00.
+fn written(trace: TraceId, span: SpanId, flags: u8) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(55);
+    let mut put = |bytes: &[u8]| {
+        for byte in bytes {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        text.push('-');
+    };
+    put(&[0]);
+    put(&trace.to_bytes());
+    put(&span.to_bytes());
+    put(&[flags]);
+    text.pop();
+    text
 }
 
 fn hex(text: &str) -> Option<u128> {
@@ -212,7 +231,7 @@ pub(crate) struct HeadersMut<'a>(pub &'a mut http::HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(key.as_bytes()), http::HeaderValue::from_str(&value)) {
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(key.as_bytes()), http::HeaderValue::try_from(value)) {
             self.0.insert(name, value);
         }
     }

@@ -3,27 +3,24 @@
 //! A request lasts until the last byte of its answer. One whose future or body is dropped before, because the client hung up, is recorded as cancelled.
 
 use crate::body::Watched;
-use crate::call::{Call, Instruments, Side, is_grpc, method_name, rpc_names};
-use crate::lean::SpanExt;
+use crate::call::{Answer, Call, Instruments, Method, Side, Target, Within, is_grpc, rpc_names};
 use crate::propagate::Headers;
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body;
-use opentelemetry::trace::FutureExt;
-use opentelemetry::{KeyValue, global};
+use opentelemetry::baggage::BaggageExt;
+use opentelemetry::global;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 use tower::{Layer, Service};
-use tracing::Instrument;
 use tracing::field::Empty;
 
 /// Instruments every route of a router: `router.layer(ServerLayer::new())`.
 #[derive(Clone, Debug)]
 pub struct ServerLayer {
-    instruments: Instruments,
+    instruments: Arc<Instruments>,
 }
 
 impl ServerLayer {
@@ -56,17 +53,26 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
+/// Host and port as a client names them.
+fn host_and_port(authority: &str) -> (&str, Option<u16>) {
+    // The colons of an address of IPv6 stand in brackets.
+    match authority.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
+        Some((host, port)) => (host, port.parse().ok()),
+        None => (authority, None),
+    }
+}
+
 impl<S, In, Out> Service<Request<In>> for Served<S>
 where
     S: Service<Request<In>, Response = Response<Out>>,
-    S::Future: Send + 'static,
+    S::Future: Future<Output = Result<Response<Out>, S::Error>>,
     S::Error: std::fmt::Display,
-    Out: Body + 'static,
+    Out: Body,
     Out::Error: std::fmt::Display,
 {
     type Response = Response<Watched<Out, Call>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+    type Future = Answer<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -74,8 +80,7 @@ where
 
     fn call(&mut self, request: Request<In>) -> Self::Future {
         let parent = global::get_text_map_propagator(|p| p.extract(&Headers(request.headers())));
-        let (method, shown) = method_name(request.method());
-        let head_only = method == "HEAD";
+        let method = Method::of(request.method());
         let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
         // The client's to write, and so one of two.
         let scheme = if request.uri().scheme_str() == Some("https") { "https" } else { "http" };
@@ -85,15 +90,15 @@ where
             Version::HTTP_3 => "3",
             _ => "1.1",
         };
-        let authority = text(request.headers(), header::HOST).and_then(|host| host.parse::<http::uri::Authority>().ok());
-        let authority = authority.or_else(|| request.uri().authority().cloned());
-        let grpc = is_grpc(request.headers());
-        let (rpc_service, rpc_method) = rpc_names(request.uri().path());
-        let name = match &route {
-            _ if grpc => format!("{rpc_service}/{rpc_method}"),
-            Some(route) => format!("{shown} {route}"),
-            None => shown.to_owned(),
-        };
+        let authority = text(request.headers(), header::HOST).or_else(|| Some(request.uri().authority()?.as_str()));
+        let (host, port) = authority.map(host_and_port).unzip();
+        let rpc = is_grpc(request.headers()).then(|| rpc_names(request.uri().path()));
+        let mut name = String::with_capacity(64);
+        match (&rpc, &route) {
+            (Some((service, method)), _) => [*service, "/", *method].iter().for_each(|part| name.push_str(part)),
+            (None, Some(route)) => [method.shown(), " ", route].iter().for_each(|part| name.push_str(part)),
+            (None, None) => name.push_str(method.shown()),
+        }
         // Known to the span from its first moment, so that it is sampled as its caller was.
         let attached = parent.clone().attach();
         let span = tracing::info_span!(
@@ -103,19 +108,19 @@ where
             "otel.name" = name,
             "otel.status_code" = Empty,
             "otel.status_description" = Empty,
-            "http.request.method" = method,
+            "http.request.method" = method.attribute(),
             "http.route" = route,
             "url.path" = request.uri().path(),
             "url.scheme" = scheme,
-            "server.address" = authority.as_ref().map(http::uri::Authority::host),
+            "server.address" = host,
             // Signed: an unsigned number would become a string attribute.
-            "server.port" = authority.as_ref().and_then(http::uri::Authority::port_u16).map(i64::from),
+            "server.port" = port.flatten().map(i64::from),
             "client.address" = Empty,
             "user_agent.original" = text(request.headers(), header::USER_AGENT),
             "network.protocol.version" = version,
-            "rpc.system" = grpc.then_some("grpc"),
-            "rpc.service" = grpc.then_some(rpc_service),
-            "rpc.method" = grpc.then_some(rpc_method),
+            "rpc.system" = rpc.map(|_| "grpc"),
+            "rpc.service" = rpc.map(|(service, _)| service),
+            "rpc.method" = rpc.map(|(_, method)| method),
             "rpc.grpc.status_code" = Empty,
             "http.response.status_code" = Empty,
             "error.type" = Empty,
@@ -124,41 +129,30 @@ where
             span.record("client.address", peer.ip().to_string());
         }
         drop(attached);
-        span.set_otel_parent(parent.clone());
-        let active = vec![KeyValue::new("http.request.method", method), KeyValue::new("url.scheme", scheme)];
-        if let Some(counter) = &self.layer.instruments.active {
-            counter.add(1, &active);
-        }
-        let mut attributes = vec![KeyValue::new("network.protocol.version", version)];
-        attributes.extend(route.map(|route| KeyValue::new("http.route", route)));
-        if grpc {
-            attributes.push(KeyValue::new("rpc.service", rpc_service.to_owned()));
-            attributes.push(KeyValue::new("rpc.method", rpc_method.to_owned()));
-        }
-        let mut call = Call {
-            instruments: self.layer.instruments.clone(),
-            grpc,
-            started: Instant::now(),
-            active,
-            attributes,
-            span: span.clone(),
-            ended: false,
-        };
-        // Inside the span, so that what a handler logs before its first await belongs to it too.
-        let answer = span.in_scope(|| self.inner.call(request));
-        let answer = async move {
-            match answer.await {
-                Ok(response) => {
-                    call.answered(response.status().as_u16(), response.headers());
-                    Ok(response.map(|body| Watched::new(body, call, head_only)))
-                }
-                Err(error) => {
-                    call.broken("service_error", error.to_string());
-                    Err(error)
-                }
-            }
-        };
+        let rpc = rpc.map(|(service, method)| (service.to_owned(), method.to_owned()));
+        let target = Target { method, scheme: Some(scheme), version: Some(version), place: route, port: None, rpc };
         // Around it the caller's context, so that trace and baggage go on where nothing of this service is exported.
-        Box::pin(answer.instrument(span).with_context(parent))
+        let around = (span.is_disabled() || !parent.baggage().is_empty()).then_some(parent);
+        let call = Call::begin(&self.layer.instruments, target, span);
+        let head_only = request.method() == http::Method::HEAD;
+        // Inside the span, so that what a handler logs before its first await belongs to it too.
+        let attached = around.clone().map(opentelemetry::Context::attach);
+        let answer = call.span.in_scope(|| self.inner.call(request));
+        drop(attached);
+        Answer::new(Within::new(answer, call, around), head_only, "service_error")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_read_with_and_without_a_port() {
+        assert_eq!(host_and_port("shop"), ("shop", None));
+        assert_eq!(host_and_port("shop:80"), ("shop", Some(80)));
+        assert_eq!(host_and_port("[::1]"), ("[::1]", None));
+        assert_eq!(host_and_port("[::1]:8080"), ("[::1]", Some(8080)));
+        assert_eq!(host_and_port("shop:http"), ("shop", None));
     }
 }
