@@ -84,13 +84,17 @@ fn peer() -> String {
     hear.recv().expect("it starts")
 }
 
-/// Processor seconds of all threads of a process.
-fn cpu(child: &Child) -> f64 {
+/// Processor seconds of the service's threads, and of those that export.
+fn cpu(child: &Child) -> [f64; 2] {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
     let of = |task: std::fs::DirEntry| {
-        std::fs::read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<f64>().ok()
+        let used = std::fs::read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse::<f64>().ok()?;
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        Some((usize::from(name.starts_with("firstfall-")), used / 1e9))
     };
-    tasks.filter_map(of).sum::<f64>() / 1e9
+    let mut sums = [0.0; 2];
+    tasks.filter_map(of).for_each(|(at, used)| sums[at] += used);
+    sums
 }
 
 fn resident_mib(child: &Child) -> f64 {
@@ -185,7 +189,7 @@ fn main() {
     };
     println!("{half:.0} requests a second\n");
     const VARIANTS: [&str; 3] = ["plain", "usual", "lean"];
-    let mut best = [(f64::MAX, 0.0f64, Duration::MAX); VARIANTS.len()];
+    let mut best = [([f64::MAX; 2], 0.0f64, Duration::MAX); VARIANTS.len()];
     for _ in 0..ROUNDS {
         for (variant, best) in VARIANTS.iter().zip(&mut best) {
             let service = Service::start(variant, &peer);
@@ -194,22 +198,19 @@ fn main() {
             let mut times = ask(&service.address, REQUESTS, Some(half));
             // What is exported after the last request belongs to them.
             std::thread::sleep(Duration::from_millis(1500));
-            let micros = (cpu(&service.child) - before) / f64::from(REQUESTS) * 1e6;
+            let after = cpu(&service.child);
+            let micros = [0, 1].map(|at| (after[at] - before[at]) / f64::from(REQUESTS) * 1e6);
             times.sort_unstable();
-            *best = (best.0.min(micros), best.1.max(resident_mib(&service.child)), best.2.min(times[times.len() * 99 / 100]));
+            let least = if micros.iter().sum::<f64>() < best.0.iter().sum() { micros } else { best.0 };
+            *best = (least, best.1.max(resident_mib(&service.child)), best.2.min(times[times.len() * 99 / 100]));
         }
     }
-    println!(
-        "| {:<8} | {:>16} | {:>10} | {:>15} | {:>10} | {:>10} |",
-        "agent", "CPU µs a request", "more", "peak memory MiB", "p99, µs", "more"
-    );
-    println!("|{:-<10}|{:->18}|{:->12}|{:->17}|{:->12}|{:->12}|", "", "", "", "", "", "");
-    for (variant, (micros, mib, p99)) in VARIANTS.iter().zip(best) {
-        let (p99, plain) = (p99.as_micros(), best[0].2.as_micros());
-        println!(
-            "| {variant:<8} | {micros:>16.1} | {:>10.1} | {mib:>15.1} | {p99:>10} | {:>10} |",
-            micros - best[0].0,
-            p99.saturating_sub(plain)
-        );
+    println!("| agent    | CPU µs a request |       more | of it export | peak memory MiB |    p99, µs |       more |");
+    println!("|----------|-----------------:|-----------:|-------------:|----------------:|-----------:|-----------:|");
+    let plain = best[0];
+    for (variant, ([service, export], mib, p99)) in VARIANTS.iter().zip(best) {
+        let more = service + export - plain.0[0];
+        let (all, p99, slower) = (service + export, p99.as_micros(), p99.saturating_sub(plain.2).as_micros());
+        println!("| {variant:<8} | {all:>16.1} | {more:>10.1} | {export:>12.1} | {mib:>15.1} | {p99:>10} | {slower:>10} |");
     }
 }

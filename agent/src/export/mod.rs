@@ -232,6 +232,7 @@ impl Courier {
         let (give, jobs) = sync_channel::<(Signal, Arc<Vec<u8>>, Duration)>(1);
         let (done, take) = sync_channel(1);
         std::thread::Builder::new().name("firstfall-send".to_owned()).spawn(move || {
+            step_back();
             let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
             while let Ok((signal, body, limit)) = jobs.recv() {
@@ -282,6 +283,7 @@ impl Worker {
     }
 
     fn run(mut self) {
+        step_back();
         let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
         let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
         self.open_spool();
@@ -576,6 +578,17 @@ impl Worker {
 }
 
 /// Processor time of this thread, where the system tells it.
+/// How much later than the service's own threads those of export get a processor that both want, on the usual scale to 19: what goes out can wait, a request
+/// cannot.
+const NICENESS: i32 = 10;
+
+fn step_back() {
+    // For this thread alone, on Linux; where it cannot be had, nothing is lost.
+    if cfg!(target_os = "linux") {
+        let _ = rustix::process::nice(NICENESS);
+    }
+}
+
 fn thread_cpu() -> Option<u64> {
     std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
 }
