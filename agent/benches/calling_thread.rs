@@ -133,8 +133,7 @@ fn main() {
     let subscriber = tracing_subscriber::registry().with(usual.layer());
     tracing::subscriber::with_default(subscriber, || row("span: this agent, the usual way, encoded and queued", Some(&usual), span));
     let lean = agent(&sink).lean().init();
-    let subscriber = tracing_subscriber::registry().with(lean.layer());
-    tracing::subscriber::with_default(subscriber, || {
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(lean.layer()), || {
         row("span: this agent, lean, encoded and queued", Some(&lean), span);
         row("log with two fields: this agent, lean, encoded and queued", Some(&lean), log);
     });
@@ -159,6 +158,19 @@ fn main() {
     row("counter with three attributes: OpenTelemetry's API", None, || counter.add(1, black_box(&attributes)));
     let histogram = global::meter("bench").f64_histogram("measured").build();
     row("histogram with three attributes: OpenTelemetry's API", None, || histogram.record(0.5, black_box(&attributes)));
+    let bound = counter.bind(&attributes);
+    row("counter with three attributes: bound", None, || bound.add(black_box(1)));
+    let bound = histogram.bind(&attributes);
+    row("histogram with three attributes: bound", None, || bound.record(black_box(0.5)));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if threads > 1 {
+        let dispatch = tracing::Dispatch::new(lean.subscriber());
+        let other = || tracing::dispatcher::with_default(&dispatch, || (0..2_000_000).for_each(|_| span()));
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(other)));
+            tracing::dispatcher::with_default(&dispatch, || row("span: this agent, lean, on all processors at once", Some(&lean), span));
+        });
+    }
     for telemetry in [usual, lean, unsampled] {
         let _ = telemetry.shutdown(Duration::from_millis(100));
     }

@@ -12,6 +12,7 @@ use opentelemetry_sdk::propagation::BaggagePropagator;
 
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+const BAGGAGE: &str = "baggage";
 /// More members than this make the list invalid.
 const MEMBERS_MAX: usize = 32;
 /// Sampled, and: the trace id is random (level 2). Other flags are not known, and not passed on.
@@ -34,7 +35,7 @@ impl Propagation {
             fields.extend([TRACEPARENT.to_owned(), TRACESTATE.to_owned()]);
         }
         if has(Propagator::Baggage) {
-            fields.push("baggage".to_owned());
+            fields.push(BAGGAGE.to_owned());
         }
         Propagation {
             trace_context: has(Propagator::TraceContext),
@@ -211,9 +212,26 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
 pub(crate) struct Headers<'a>(pub &'a http::HeaderMap);
 
 #[cfg(any(feature = "axum", test))]
+impl Headers<'_> {
+    /// The names that every request is asked for are not read anew each time.
+    fn all(&self, key: &str) -> http::header::GetAll<'_, http::HeaderValue> {
+        const NAMES: [http::HeaderName; 4] = [
+            http::HeaderName::from_static(TRACEPARENT),
+            http::HeaderName::from_static(TRACESTATE),
+            http::HeaderName::from_static(BAGGAGE),
+            http::HeaderName::from_static("b3"),
+        ];
+        match NAMES.iter().find(|name| name.as_str() == key) {
+            Some(name) => self.0.get_all(name),
+            None => self.0.get_all(key),
+        }
+    }
+}
+
+#[cfg(any(feature = "axum", test))]
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        self.all(key).iter().next()?.to_str().ok()
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -222,7 +240,7 @@ impl Extractor for Headers<'_> {
 
     fn get_all(&self, key: &str) -> Option<Vec<&str>> {
         // One that is no text is a broken one: as text it is none that any rule takes.
-        let all: Vec<&str> = self.0.get_all(key).iter().map(|value| value.to_str().unwrap_or("\u{0}")).collect();
+        let all: Vec<&str> = self.all(key).iter().map(|value| value.to_str().unwrap_or("\u{0}")).collect();
         (!all.is_empty()).then_some(all)
     }
 }
