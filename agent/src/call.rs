@@ -2,10 +2,11 @@
 
 use crate::body::{Watch, Watched};
 use crate::series::Series;
+use crate::within::{HasSpan, Within};
 use http::{HeaderMap, Response};
 use http_body::Body;
 use opentelemetry::metrics::{BoundUpDownCounter, Histogram, UpDownCounter};
-use opentelemetry::{Context, KeyValue, global};
+use opentelemetry::{KeyValue, global};
 use pin_project_lite::pin_project;
 use std::borrow::Cow;
 use std::future::Future;
@@ -217,6 +218,12 @@ impl Call {
     }
 }
 
+impl HasSpan for Call {
+    fn span(&self) -> &Span {
+        &self.span
+    }
+}
+
 impl Watch for Call {
     fn trailers(&mut self, trailers: &HeaderMap) {
         if self.target.rpc.is_some() {
@@ -256,57 +263,11 @@ impl Drop for Call {
 }
 
 pin_project! {
-    /// A future within the span of a call: it is polled there, and dropped there.
-    pub(crate) struct Within<F> {
-        #[pin]
-        inner: Option<F>,
-        call: Option<Call>,
-        // What is current around the span: that there is a caller's baggage, or that nothing of this service is exported, and the trace goes on all the same.
-        around: Option<Context>,
-    }
-
-    impl<F> PinnedDrop for Within<F> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            if let Some(call) = this.call.as_ref() {
-                let _around = this.around.clone().map(Context::attach);
-                let _entered = call.span.enter();
-                this.inner.set(None);
-            }
-        }
-    }
-}
-
-impl<F> Within<F> {
-    pub fn new(inner: F, call: Call, around: Option<Context>) -> Within<F> {
-        Within { inner: Some(inner), call: Some(call), around }
-    }
-}
-
-impl<F: Future> Future for Within<F> {
-    type Output = (F::Output, Call);
-
-    fn poll(self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<(F::Output, Call)> {
-        let mut this = self.project();
-        let _around = this.around.clone().map(Context::attach);
-        let call = this.call.as_ref().expect("it is not polled after it is ready");
-        let output = {
-            let _entered = call.span.enter();
-            let inner = this.inner.as_mut().as_pin_mut().expect("it is there as long as its call");
-            let output = ready!(inner.poll(context));
-            this.inner.set(None);
-            output
-        };
-        Poll::Ready((output, this.call.take().expect("looked at above")))
-    }
-}
-
-pin_project! {
     /// The answer to a call over a tower service, with a body that is watched to its end.
     #[derive(Debug)]
     pub struct Answer<F> {
         #[pin]
-        inner: Within<F>,
+        inner: Within<F, Call>,
         // Nothing of the body will be read.
         head_only: bool,
         // What a call that gets no answer is, as `error.type`.
@@ -314,14 +275,8 @@ pin_project! {
     }
 }
 
-impl<F> std::fmt::Debug for Within<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Within").field("call", &self.call).finish_non_exhaustive()
-    }
-}
-
 impl<F> Answer<F> {
-    pub(crate) fn new(inner: Within<F>, head_only: bool, failure: &'static str) -> Answer<F> {
+    pub(crate) fn new(inner: Within<F, Call>, head_only: bool, failure: &'static str) -> Answer<F> {
         Answer { inner, head_only, failure }
     }
 }

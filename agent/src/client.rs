@@ -2,9 +2,10 @@
 //! `http::Request` (tonic's channels, hyper's clients).
 
 use crate::body::Watched;
-use crate::call::{self, Answer, Call, Instruments, Side, Target, Within, is_grpc, rpc_names};
+use crate::call::{self, Answer, Call, Instruments, Side, Target, is_grpc, rpc_names};
 use crate::lean::SpanExt;
 use crate::propagate::HeadersMut;
+use crate::within::Within;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
 use opentelemetry::trace::TraceContextExt;

@@ -22,9 +22,12 @@ mod body;
 mod call;
 mod client;
 mod complain;
+mod database;
 mod doctor;
 mod export;
 mod lean;
+mod messaging;
+mod operation;
 mod panics;
 mod processors;
 mod propagate;
@@ -40,6 +43,7 @@ mod server;
 mod settings;
 mod setup;
 mod wire;
+mod within;
 mod work;
 
 pub use agent::{Agent, Compression};
@@ -48,9 +52,11 @@ pub use call::{Answer, Call};
 #[cfg(feature = "reqwest")]
 pub use client::Client;
 pub use client::{Calling, ClientLayer};
+pub use database::{Database, Query};
 pub use doctor::{Check, Checkup};
 pub use export::{Account, Loss, Signal};
 pub use lean::SpanExt;
+pub use messaging::{Message, Queue, Sending};
 pub use runtime::watch_runtime;
 pub use sampling::Sampling;
 #[cfg(feature = "axum")]

@@ -3,8 +3,9 @@
 //! A request lasts until the last byte of its answer. One whose future or body is dropped before, because the client hung up, is recorded as cancelled.
 
 use crate::body::Watched;
-use crate::call::{Answer, Call, Instruments, Method, Side, Target, Within, is_grpc, rpc_names};
+use crate::call::{Answer, Call, Instruments, Method, Side, Target, is_grpc, rpc_names};
 use crate::propagate::Headers;
+use crate::within::Within;
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body;

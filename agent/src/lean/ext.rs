@@ -38,9 +38,8 @@ impl SpanExt for Span {
         let context = parent.span().span_context().clone();
         let before = with_state(self, |lean, state| {
             if context.is_valid() {
-                let recorded = state.recorded;
                 state.follow(&context, &lean.sampling);
-                if state.recorded && !recorded {
+                if state.start == 0 {
                     state.start = wire::nanos(SystemTime::now());
                 }
             }

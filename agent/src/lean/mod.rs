@@ -200,21 +200,21 @@ impl<S: Subscriber> Layer<S> for Lean {
         let mut state = fresh();
         (state.span, state.kind, state.code_name) = (random(), 1, attributes.metadata().name());
         self.place(&mut state, attributes);
-        if state.recorded {
+        // The ends of calls may be given a parent yet, and then be taken as it was.
+        let metadata = attributes.metadata();
+        state.written = state.recorded || metadata.fields().field("otel.kind").is_some();
+        if state.written {
             state.start = wire::nanos(SystemTime::now());
-        }
-        // One that is not taken may be yet, when it is given a parent that is; then its name and kind are known.
-        if state.recorded || attributes.metadata().fields().iter().any(|field| field.name().starts_with("otel.")) {
             attributes.record(&mut IntoSpan(&mut state));
         }
         self.spans.insert(id, state);
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: layer::Context<'_, S>) {
-        let Some(recorded) = self.spans.with(id, |state| state.recorded) else { return };
+        let Some(written) = self.spans.with(id, |state| state.written) else { return };
         // By themselves first, not under the lock: values are shown by code of the service's, which may look at this very span, or panic.
         let mut later = fresh();
-        later.recorded = recorded;
+        later.written = written;
         values.record(&mut IntoSpan(&mut later));
         self.spans.with(id, |state| state.take_over(&mut later));
         give_back(later);

@@ -46,8 +46,10 @@ pub(super) struct State {
     pub parent_is_remote: bool,
     pub flags: TraceFlags,
     pub trace_state: TraceState,
-    /// It is written down; one that is not taken only passes its ids on.
+    /// It goes out, or may when it is known how it ended; one that is not taken only passes its ids on.
     pub recorded: bool,
+    /// Its fields are written down: also where it is not recorded yet, and may be given a parent that is.
+    pub written: bool,
     pub start: u64,
     /// 0: not said.
     pub kind: u8,
@@ -80,6 +82,7 @@ impl Default for State {
             flags: TraceFlags::default(),
             trace_state: TraceState::NONE,
             recorded: false,
+            written: false,
             start: 0,
             kind: 0,
             status: 0,
@@ -106,7 +109,7 @@ impl State {
                 *buffer = Vec::new();
             }
         }
-        (self.kind, self.status, self.seen, self.dropped) = (0, 0, 0, 0);
+        (self.kind, self.status, self.seen, self.dropped, self.start) = (0, 0, 0, 0, 0);
         (self.parent, self.parent_is_remote, self.was_entered) = (0, false, false);
         (self.name, self.status_message, self.around, self.context) = (None, None, None, None);
         self.trace_state = TraceState::NONE;
@@ -142,8 +145,8 @@ impl State {
 
     /// Whether more may be written down; what may not is counted.
     pub fn has_room(&mut self) -> bool {
-        let room = self.recorded && self.attributes.len() + self.events.len() <= SPAN_BYTES_MAX;
-        self.dropped += u32::from(self.recorded && !room);
+        let room = self.written && self.attributes.len() + self.events.len() <= SPAN_BYTES_MAX;
+        self.dropped += u32::from(self.written && !room);
         room
     }
 
@@ -184,6 +187,7 @@ impl State {
         } else {
             self.decide(sampling, parent.trace_state());
         }
+        self.written |= self.recorded;
     }
 
     /// Goes on within a span of this layer's.
@@ -245,7 +249,7 @@ impl IntoSpan<'_> {
         if field.name().starts_with("otel.") && state.say(field.name(), value) {
             return;
         }
-        if !state.recorded {
+        if !state.written {
             return;
         }
         let bit = 1u64.checked_shl(field.index() as u32).unwrap_or(0);

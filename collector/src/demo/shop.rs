@@ -6,8 +6,9 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use firstfall_agent::{Agent, Client, ServerLayer};
+use firstfall_agent::{Agent, Client, Database, ServerLayer};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -25,6 +26,8 @@ struct Service {
     bad: bool,
     peers: HashMap<String, u16>,
     client: Client,
+    database: Database,
+    cache: Database,
     fault: AtomicU8,
     requests: AtomicU64,
     queue: Option<mpsc::Sender<Job>>,
@@ -70,26 +73,17 @@ impl Service {
     }
 
     async fn database(&self, operation: &str, table: &str) {
-        let span = tracing::info_span!(
-            "database",
-            "otel.kind" = "client",
-            "otel.name" = format!("{operation} {table}"),
-            "db.system.name" = "sqlite",
-            "db.namespace" = format!("{}.db", self.name),
-            "db.operation.name" = operation,
-            "db.collection.name" = table,
-            "db.query.text" = format!("{operation} … {table} WHERE id = ?"),
-        );
         let slow = self.fault.load(Ordering::Relaxed) == SLOW;
         let time = if slow { 800_000 } else { 700 + self.draw(2500) };
-        async {
+        let query = self.database.query(operation, table);
+        let answer = async {
             tokio::time::sleep(Duration::from_micros(time)).await;
             if slow {
                 tracing::warn!(table, "slow query: {operation} on {table} took {} ms", time / 1000);
             }
-        }
-        .instrument(span)
-        .await;
+            Ok::<(), Infallible>(())
+        };
+        let Ok(()) = query.text(&format!("{operation} … {table} WHERE id = ?")).run(answer).await;
     }
 }
 
@@ -107,16 +101,12 @@ async fn cart(State(service): State<Shared>, Path(user): Path<u64>) -> Answer {
     if service.name == "gateway" {
         return service.call("GET", "cart", &format!("/cart/{user}")).await;
     }
-    let span = tracing::info_span!(
-        "cache",
-        "otel.kind" = "client",
-        "otel.name" = "HGETALL",
-        "db.system.name" = "redis",
-        "db.operation.name" = "HGETALL",
-        "server.address" = "carts.cache",
-        "server.port" = 6379i64,
-    );
-    tokio::time::sleep(Duration::from_micros(150 + service.draw(300))).instrument(span).await;
+    let time = Duration::from_micros(150 + service.draw(300));
+    let answer = async {
+        tokio::time::sleep(time).await;
+        Ok::<(), Infallible>(())
+    };
+    let Ok(()) = service.cache.query("HGETALL", "").run(answer).await;
     Ok(format!("cart of {user}"))
 }
 
@@ -227,6 +217,8 @@ pub async fn run_service(name: String, version: String, port: u16, peers: &str, 
             .filter_map(|(n, p)| Some((n.to_owned(), p.parse().ok()?)))
             .collect(),
         client: Client::new(http),
+        database: Database::new("sqlite").namespace(&format!("{name}.db")),
+        cache: Database::new("redis").server("carts.cache", 6379),
         fault: AtomicU8::new(NONE),
         requests: AtomicU64::new(0),
         queue: (name == "worker").then_some(queue),
