@@ -693,6 +693,48 @@ mod tests {
     }
 
     #[test]
+    fn a_span_of_parts_reads_back_at_every_length() {
+        let lengths = [0, 1, 60, 126, 127, 128, 300, 16_380, 20_000];
+        for (length, other) in lengths.iter().flat_map(|length| lengths.map(|other| (*length, other))) {
+            let (name, said, state) = ("n".repeat(length), "s".repeat(other), format!("k={}", "v".repeat(other % 250 + 1)));
+            let mut attributes = Vec::new();
+            if other > 0 {
+                attribute(&mut attributes, SPAN_ATTRIBUTE, "key", &Item::Str(&name));
+            }
+            for (status, parent, dropped) in [(0, 0u64, 0), (1, 7, 1), (2, u64::MAX, 300)] {
+                let span = Span {
+                    trace: [1; 16],
+                    span: [2; 8],
+                    parent: parent.to_be_bytes(),
+                    parent_is_remote: parent == 7,
+                    flags: 1,
+                    trace_state: if length % 2 == 0 { "" } else { &state },
+                    name: &name,
+                    kind: 3,
+                    start: 4,
+                    end: 5,
+                    status,
+                    status_message: &said,
+                    dropped_attributes: dropped,
+                };
+                let mut items = Vec::new();
+                span_of_parts(&mut items, &span, &attributes, &[]);
+                assert_eq!(whole_items(&items, 0), (items.len(), 1));
+                let body = request(&[], &[(&[], &items)]);
+                let read = ExportTraceServiceRequest::decode(&body[..]).expect("sound");
+                let read = &read.resource_spans[0].scope_spans[0].spans[0];
+                assert_eq!((read.name.as_str(), read.trace_state.as_str(), read.kind), (name.as_str(), span.trace_state, 3));
+                assert_eq!((read.start_time_unix_nano, read.end_time_unix_nano, read.dropped_attributes_count), (4, 5, dropped));
+                assert_eq!(read.parent_span_id.len(), if parent == 0 { 0 } else { 8 });
+                assert_eq!(read.attributes.len(), usize::from(other > 0));
+                let told = read.status.as_ref().map_or((0, ""), |status| (status.code, status.message.as_str()));
+                assert_eq!(told, if status == 0 { (0, "") } else { (i32::from(status), said.as_str()) });
+                assert_eq!(read.flags, flags(1, parent == 7));
+            }
+        }
+    }
+
+    #[test]
     fn items_are_parted_where_one_ends() {
         let mut items = Vec::new();
         let ends: Vec<usize> = (0..3)

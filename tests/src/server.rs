@@ -66,9 +66,11 @@ impl Server {
     }
 
     pub fn start_with(directory: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Server {
+        // Free ports, unless a test has one in mind.
+        let usual = [["--otlp-grpc", "127.0.0.1:0"], ["--otlp-http", "127.0.0.1:0"], ["--web", "127.0.0.1:0"], ["--log-level", "warn"]];
         let mut child = Command::new(binary())
             .arg("serve")
-            .args(["--otlp-grpc", "127.0.0.1:0", "--otlp-http", "127.0.0.1:0", "--web", "127.0.0.1:0", "--log-level", "warn"])
+            .args(usual.iter().filter(|[name, _]| !arguments.contains(name)).flatten())
             .arg("--data-dir")
             .arg(directory)
             .args(arguments)
