@@ -44,7 +44,7 @@ fn a_query_says_what_it_is_and_how_it_went() {
         tracing::subscriber::with_default(telemetry.subscriber(), || {
             let database = Database::new("postgresql").namespace("shop").server("db.example", 5432);
             let read = database.query("SELECT", "orders").text("SELECT * FROM orders WHERE id = $1");
-            let _ = block_on(read.run(async { Ok::<_, std::fmt::Error>(drop(tracing::info_span!("within").entered())) }));
+            let _ = block_on(read.run(async { Ok::<_, std::fmt::Error>(tracing::info_span!("within").in_scope(String::new)) }));
             let failed = database.query("INSERT", "orders").run_blocking(|| "x".parse::<u8>());
             assert!(failed.is_err());
             let slow = database.query("PING", "").run(std::future::pending::<Result<(), std::fmt::Error>>());
