@@ -48,7 +48,7 @@ fn many_starts_and_stops_end_and_leave_no_threads() {
         drop(tracing::info_span!("one").entered());
         assert!(telemetry.shutdown(Duration::from_secs(20)).is_complete());
     }
-    assert_eq!(collector.spans().len(), starts);
+    assert_eq!(collector.spans().len(), STARTS);
     // The collector's own threads, one for each connection, end with them.
     support::wait_for("threads to end", || threads() <= before + 8);
 }
