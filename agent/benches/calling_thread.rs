@@ -137,7 +137,7 @@ fn main() {
         row("span: this agent, lean, encoded and queued", Some(&lean), span);
         row("log with two fields: this agent, lean, encoded and queued", Some(&lean), log);
     });
-    let unsampled = agent(&sink).lean().sampling(Sampling::ratio(0.0).keep_failures(false)).init();
+    let unsampled = agent(&sink).lean().sampling(Sampling::ratio(0.0).keep_failures(false)).pass_over_unsampled().init();
     tracing::subscriber::with_default(unsampled.subscriber(), || {
         row("span that is not sampled: this agent, lean, a root", None, span);
         let _root = tracing::info_span!("root").entered();

@@ -31,7 +31,7 @@ struct Shop {
 
 async fn sell(State(shop): State<Shop>) -> String {
     let answer = match shop.telemetry {
-        true => shop.client.send(shop.client.get(&shop.peer)).await,
+        true => shop.client.get(&shop.peer).send().await,
         false => shop.plain.get(&shop.peer).send().await,
     };
     let said = match answer {

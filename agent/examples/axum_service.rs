@@ -47,7 +47,7 @@ fn greet(name: &str) -> String {
 /// Asks another service, in the same trace.
 async fn ask(State(client): State<Client>, Query(query): Query<HashMap<String, String>>) -> Result<String, StatusCode> {
     let url = query.get("url").ok_or(StatusCode::BAD_REQUEST)?;
-    let answer = client.send(client.get(url)).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    let answer = client.get(url).send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     answer.text().await.map_err(|_| StatusCode::BAD_GATEWAY)
 }
 

@@ -41,6 +41,7 @@ pub struct Agent {
     pub(crate) exposition: bool,
     pub(crate) level: LevelFilter,
     pub(crate) lean: bool,
+    pub(crate) passes_over: bool,
     pub(crate) environment_counts: bool,
     pub(crate) runtime_metrics: bool,
     pub(crate) panics: bool,
@@ -73,6 +74,7 @@ impl Agent {
             exposition: false,
             level: LevelFilter::INFO,
             lean: false,
+            passes_over: false,
             environment_counts: true,
             runtime_metrics: true,
             panics: true,
@@ -179,6 +181,14 @@ impl Agent {
     /// `tracing_opentelemetry::OpenTelemetrySpanExt`, in whose place [`SpanExt`](crate::SpanExt) stands. Spans of OpenTelemetry's API go the usual way beside it.
     pub fn lean(mut self) -> Agent {
         self.lean = true;
+        self
+    }
+
+    /// Under [`lean`](Agent::lean), in the subscriber that the agent sets, and where failures are not kept: within a span that is not sampled, no spans are made but
+    /// those that have a field `otel.kind`. What they cost is then next to nothing; but a task that is spawned with such a span is in no trace, and one that the code
+    /// makes a root of its own (`parent: None`) in there is not made either. No other layer sees them, unless `RUST_LOG` asks for them on stderr.
+    pub fn pass_over_unsampled(mut self) -> Agent {
+        self.passes_over = true;
         self
     }
 

@@ -242,7 +242,9 @@ impl Watch for Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.ended && std::thread::panicking() {
+            self.error("panic".into(), None);
+        } else if !self.ended {
             self.span.record("error.type", "cancelled");
             self.error = Some("cancelled".into());
         }

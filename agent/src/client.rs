@@ -94,7 +94,7 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http
     Call::begin(instruments, target, span)
 }
 
-/// Wraps a `reqwest::Client`; the request itself is built as ever.
+/// Wraps a `reqwest::Client`: `client.get(url).send().await` is a CLIENT span that carries the trace on.
 #[cfg(feature = "reqwest")]
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -108,19 +108,19 @@ impl Client {
         Client { inner, instruments: Instruments::new(Side::Client) }
     }
 
-    pub fn get(&self, url: &str) -> reqwest::RequestBuilder {
-        self.inner.get(url)
+    pub fn get(&self, url: &str) -> RequestBuilder {
+        self.request(Method::GET, url)
     }
 
-    pub fn post(&self, url: &str) -> reqwest::RequestBuilder {
-        self.inner.post(url)
+    pub fn post(&self, url: &str) -> RequestBuilder {
+        self.request(Method::POST, url)
     }
 
-    pub fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
-        self.inner.request(method, url)
+    pub fn request(&self, method: Method, url: &str) -> RequestBuilder {
+        RequestBuilder { client: self.clone(), inner: self.inner.request(method, url) }
     }
 
-    /// Sends a request. The span lasts until the head of the answer is there: the body is the caller's to read, or not.
+    /// Sends a request that `reqwest::Client` has made. The span lasts until the head of the answer is there: the body is the caller's to read, or not.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
         let mut request = request.build()?;
         let url = request.url();
@@ -162,6 +162,41 @@ impl Client {
         }
         call.end();
         result
+    }
+}
+
+/// A request of [`Client`], built as one of reqwest's.
+#[cfg(feature = "reqwest")]
+#[derive(Debug)]
+#[must_use = "a request is not made before it is sent"]
+pub struct RequestBuilder {
+    client: Client,
+    inner: reqwest::RequestBuilder,
+}
+
+#[cfg(feature = "reqwest")]
+impl RequestBuilder {
+    /// Everything that `reqwest::RequestBuilder` can: `.with(|request| request.json(&order))`.
+    pub fn with(mut self, change: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder) -> RequestBuilder {
+        self.inner = change(self.inner);
+        self
+    }
+
+    pub fn header(self, name: &str, value: &str) -> RequestBuilder {
+        self.with(|request| request.header(name, value))
+    }
+
+    pub fn body(self, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.with(|request| request.body(body))
+    }
+
+    pub fn timeout(self, limit: std::time::Duration) -> RequestBuilder {
+        self.with(|request| request.timeout(limit))
+    }
+
+    /// See [`Client::send`].
+    pub async fn send(self) -> reqwest::Result<reqwest::Response> {
+        self.client.send(self.inner).await
     }
 }
 

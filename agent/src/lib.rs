@@ -49,9 +49,9 @@ mod work;
 pub use agent::{Agent, Compression};
 pub use body::Watched;
 pub use call::{Answer, Call};
-#[cfg(feature = "reqwest")]
-pub use client::Client;
 pub use client::{Calling, ClientLayer};
+#[cfg(feature = "reqwest")]
+pub use client::{Client, RequestBuilder};
 pub use database::{Database, Query};
 pub use doctor::{Check, Checkup};
 pub use export::{Account, Loss, Signal};

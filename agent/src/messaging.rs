@@ -122,9 +122,9 @@ impl Queue {
 /// As many links as OpenTelemetry's SDKs keep of a span.
 const LINKS_MAX: usize = 128;
 
-/// See [`Queue::sending`].
+/// See [`Queue::sending`]. It is measured from there on; dropped without being run it is recorded as cancelled.
 #[derive(Debug)]
-#[must_use = "it is measured when it is run"]
+#[must_use = "a message that is not sent is recorded as cancelled"]
 pub struct Sending {
     operation: Operation,
 }

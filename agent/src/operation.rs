@@ -65,12 +65,11 @@ impl Operation {
 impl Drop for Operation {
     fn drop(&mut self) {
         if !self.ended {
-            let kind = if std::thread::panicking() { "panic" } else { "cancelled" };
-            if kind == "panic" {
-                self.fail(kind);
+            if std::thread::panicking() {
+                self.fail("panic");
             } else {
-                self.span.record("error.type", kind);
-                self.error = Some(kind);
+                self.span.record("error.type", "cancelled");
+                self.error = Some("cancelled");
             }
         }
         self.attributes.extend(self.error.map(|kind| KeyValue::new("error.type", kind)));

@@ -41,15 +41,19 @@ impl Series {
             if let Some((_, series)) = known {
                 return series.record(value);
             }
+            if bound.count >= SERIES_MAX {
+                drop(bound);
+                return self.histogram.record(value, &attributes());
+            }
         }
         let attributes = attributes();
+        self.histogram.record(value, &attributes);
         let mut bound = self.bound.write().unwrap_or_else(PoisonError::into_inner);
-        if bound.count >= SERIES_MAX {
-            return self.histogram.record(value, &attributes);
+        let known = bound.places.entry(place.into()).or_default();
+        // Somebody else may have come first.
+        if !known.iter().any(|(known, _)| *known == rest) {
+            known.push((rest, self.histogram.bind(&attributes)));
+            bound.count += 1;
         }
-        bound.count += 1;
-        let series = self.histogram.bind(&attributes);
-        series.record(value);
-        bound.places.entry(place.into()).or_default().push((rest, series));
     }
 }

@@ -56,6 +56,8 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 
 /// Host and port as a client names them.
 fn host_and_port(authority: &str) -> (&str, Option<u16>) {
+    // What stands before the host may be a password.
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, bare)| bare);
     // The colons of an address of IPv6 stand in brackets.
     match authority.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
         Some((host, port)) => (host, port.parse().ok()),
@@ -155,5 +157,6 @@ mod tests {
         assert_eq!(host_and_port("[::1]"), ("[::1]", None));
         assert_eq!(host_and_port("[::1]:8080"), ("[::1]", Some(8080)));
         assert_eq!(host_and_port("shop:http"), ("shop", None));
+        assert_eq!(host_and_port("ann:pw@shop:80"), ("shop", Some(80)));
     }
 }

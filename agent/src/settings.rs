@@ -169,7 +169,7 @@ impl Settings {
                 wanted[at] = export;
             }
         }
-        reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "http/protobuf, which is what this agent speaks (port 4318); it is used", |text| {
+        reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "http/protobuf (port 4318), which is all that this agent speaks", |text| {
             (text == "http/protobuf").then_some(())
         });
         let pairs = "a list such as key=value,key2=value2, percent-encoded";

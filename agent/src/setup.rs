@@ -70,7 +70,7 @@ impl Agent {
 
     fn set_up(self) -> Telemetry {
         let (settings, problems) = Settings::of(&self, &|name| std::env::var(name).ok());
-        let mut telemetry = Telemetry { providers: None, problems, done: false };
+        let mut telemetry = Telemetry { providers: None, problems, done: false, since: Instant::now() };
         // Also where nothing is exported: whoever calls and whoever is called have a trace all the same.
         global::set_text_map_propagator(Propagation::new(&settings.propagators));
         if !settings.disabled {
@@ -83,6 +83,7 @@ impl Agent {
                 "the tracing subscriber: {error}; the service has set one already: set the agent up first, or add Telemetry::layer() to it"
             ));
         }
+        telemetry.since = Instant::now();
         telemetry
     }
 }
@@ -95,12 +96,16 @@ struct Providers {
     wanted: [bool; 3],
     level: LevelFilter,
     lean: bool,
+    passes_over: bool,
     sampling: Sampling,
     #[cfg(feature = "prometheus")]
     registries: crate::registry::Registries,
     #[cfg(feature = "prometheus")]
     exposed: Option<prometheus::Registry>,
 }
+
+/// A guard that lives no longer than this was not bound to a name.
+const HARDLY_ALIVE: Duration = Duration::from_millis(5);
 
 /// Keeps telemetry going. Flushes and ends it within three seconds when dropped.
 #[must_use = "telemetry ends when this is dropped: bind it to a name that lives as long as the service"]
@@ -109,6 +114,7 @@ pub struct Telemetry {
     providers: Option<Providers>,
     problems: Vec<String>,
     done: bool,
+    since: Instant,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -177,6 +183,7 @@ impl Telemetry {
             wanted: settings.wanted,
             level: settings.level,
             lean: agent.lean,
+            passes_over: agent.passes_over,
             sampling: settings.sampling.clone(),
             #[cfg(feature = "prometheus")]
             registries,
@@ -216,7 +223,7 @@ impl Telemetry {
         let of_interest = OfInterest { level, others: LevelFilter::TRACE };
         let lean = providers.filter(|providers| providers.lean).map(|providers| {
             // All is recorded where some of it may be kept.
-            let others = if providers.sampling.records_the_rest() { LevelFilter::TRACE } else { others };
+            let others = if providers.passes_over && !providers.sampling.records_the_rest() { others } else { LevelFilter::TRACE };
             let layer = Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted, others);
             layer.with_filter(OfInterest { others, ..of_interest })
         });
@@ -327,6 +334,11 @@ impl Ended {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
+        if !self.done && self.providers.is_some() && self.since.elapsed() < HARDLY_ALIVE {
+            crate::complain::complain(
+                "telemetry has ended as soon as it began: bind what init() gives to a name that lives as long as the service (`let _telemetry = …`, not `let _ = …`)",
+            );
+        }
         self.end(SHUTDOWN_TIME_MAX);
     }
 }

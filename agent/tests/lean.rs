@@ -227,3 +227,92 @@ fn what_is_recorded_later_stands_in_place_of_what_was_also_past_the_sixty_fourth
     assert_eq!((values["a"], values["b"], values["c"]), (&Any::IntValue(3), &Any::StringValue("two".to_owned()), &Any::IntValue(2)));
     assert_eq!(spans["s"].kind, 2);
 }
+
+fn remote(trace: u128) -> Context {
+    Context::new().with_remote_span_context(SpanContext::new(
+        TraceId::from(trace),
+        SpanId::from(8),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::NONE,
+    ))
+}
+
+#[test]
+fn a_request_within_the_span_of_its_connection_is_its_callers_and_what_moves_takes_its_children_along() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let connection = tracing::info_span!("connection").entered();
+    {
+        let _came = remote(21).attach();
+        let _request = tracing::info_span!("request").entered();
+        drop(tracing::info_span!("within").entered());
+    }
+    drop(tracing::info_span!("beside").entered());
+    drop(connection);
+    let late = tracing::info_span!("late").entered();
+    late.set_otel_parent(remote(22));
+    drop(tracing::info_span!("after").entered());
+    tracing::warn!("in late");
+    drop(late);
+    let spans = flushed(&telemetry, &collector);
+    let trace = |name: &str| u128::from_be_bytes(spans[name].trace_id.as_slice().try_into().expect("sixteen bytes"));
+    assert_eq!((trace("request"), trace("within"), trace("late"), trace("after")), (21, 21, 22, 22));
+    assert_eq!((&spans["within"].parent_span_id, &spans["after"].parent_span_id), (&spans["request"].span_id, &spans["late"].span_id));
+    assert_eq!(spans["beside"].parent_span_id, spans["connection"].span_id);
+    assert!(collector.logs().iter().any(|(body, span)| body.contains("in late") && *span == spans["late"].span_id));
+}
+
+#[test]
+fn what_is_current_when_a_span_is_entered_is_not_there_the_next_time() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let worker = tracing::info_span!("worker");
+    for user in ["ann", "bob", "eve", "joe"] {
+        let _message = Context::new().with_baggage([KeyValue::new("user", user)]).attach();
+        worker.in_scope(|| assert_eq!(Context::current().baggage().get("user").map(ToString::to_string).as_deref(), Some(user)));
+    }
+    worker.in_scope(|| assert!(Context::current().baggage().is_empty()));
+    drop(worker);
+    assert_eq!(flushed(&telemetry, &collector).len(), 1);
+}
+
+/// A field that is empty, then set by name, then as a field again; and a log within a span of the API, and one that says it belongs to none.
+#[test]
+fn a_name_has_one_value_and_a_log_its_nearest_span() {
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let span = tracing::info_span!("s", k = tracing::field::Empty, l = 1);
+    span.set_otel_attribute("k", 1);
+    span.record("k", 2);
+    let _entered = span.enter();
+    global::tracer("t").in_span("api", |_| tracing::info!("near"));
+    tracing::info!(parent: None, "apart");
+    drop(_entered);
+    drop(span);
+    let spans = flushed(&telemetry, &collector);
+    assert_eq!(values(&spans["s"])["k"], &Any::IntValue(2));
+    let of = |text: &str| collector.logs().iter().find(|(body, _)| body.contains(text)).map(|(_, span)| span.clone());
+    assert_eq!((of("near"), of("apart")), (Some(spans["api"].span_id.clone()), Some(Vec::new())));
+}
+
+/// Thread-locals that are older than the first span log while they go, and spans that were never left are entered still.
+#[test]
+fn a_thread_may_end_within_a_span_and_log_as_it_goes() {
+    struct LogsAtTheEnd;
+    impl Drop for LogsAtTheEnd {
+        fn drop(&mut self) {
+            drop(tracing::info_span!("at the end").entered());
+            tracing::info!("gone");
+        }
+    }
+    thread_local!(static OLD: LogsAtTheEnd = const { LogsAtTheEnd });
+    let collector = Collector::start(Mood::Well);
+    let telemetry = start(&collector, |agent| agent);
+    let ended = std::thread::spawn(|| {
+        OLD.with(|_| ());
+        std::mem::forget(tracing::info_span!("never left").entered());
+    });
+    assert!(ended.join().is_ok());
+    assert!(telemetry.flush(Duration::from_secs(20)));
+}

@@ -129,7 +129,7 @@ fn a_message_is_processed_in_the_trace_of_its_sending_or_linked_to_it() {
 fn a_message_is_sampled_as_its_sender_was() {
     for lean in [false, true] {
         let collector = Collector::start(Mood::Well);
-        let telemetry = start(&collector, lean, |agent| agent.sampling(Sampling::ratio(0.0).keep_failures(false)));
+        let telemetry = start(&collector, lean, |agent| agent.sampling(Sampling::ratio(0.0).keep_failures(false)).pass_over_unsampled());
         tracing::subscriber::with_default(telemetry.subscriber(), || {
             let orders = Queue::new("kafka", "orders");
             let headers = |flags| HashMap::from([("traceparent".to_owned(), format!("00-{:032x}-{:016x}-{flags}", 7, 8))]);

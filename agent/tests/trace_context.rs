@@ -38,7 +38,7 @@ async fn through_a_service_with(agent: Agent) {
         let client = client.clone();
         move || {
             let (client, end) = (client.clone(), end.clone());
-            async move { client.send(client.post(&end)).await.map(drop).map_err(|error| error.to_string()) }
+            async move { client.post(&end).send().await.map(drop).map_err(|error| error.to_string()) }
         }
     };
     let service = serve(Router::new().route("/", get(call)).layer(ServerLayer::new())).await;

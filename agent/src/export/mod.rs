@@ -577,18 +577,18 @@ impl Worker {
     }
 }
 
-/// Processor time of this thread, where the system tells it.
 /// How much later than the service's own threads those of export get a processor that both want, on the usual scale to 19: what goes out can wait, a request
 /// cannot.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
 fn step_back() {
-    // For this thread alone, on Linux; where it cannot be had, nothing is lost.
-    if cfg!(target_os = "linux") {
-        let _ = rustix::process::nice(NICENESS);
-    }
+    // For this thread alone, as Linux has it; where it cannot be had, nothing is lost.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(NICENESS);
 }
 
+/// Processor time of this thread, where the system tells it.
 fn thread_cpu() -> Option<u64> {
     std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
 }

@@ -7,6 +7,7 @@ use opentelemetry::trace::{SpanContext, TraceContextExt};
 use opentelemetry::{Context, Value};
 use std::time::SystemTime;
 use tracing::Span;
+use tracing::span::Id;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// What OpenTelemetry knows of a span of `tracing`, whichever of the agent's layers keeps it.
@@ -21,29 +22,35 @@ pub trait SpanExt {
     fn add_otel_link(&self, other: SpanContext);
 }
 
-fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &mut State) -> R) -> Option<R> {
+fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &Id, &mut State) -> R) -> Option<R> {
     span.with_subscriber(|(id, dispatch)| {
         let lean = dispatch.downcast_ref::<Lean>()?;
-        lean.spans.with(id, |state| change(lean, state))
+        lean.spans.with(id, |state| change(lean, id, state))
     })
     .flatten()
 }
 
 impl SpanExt for Span {
     fn otel_context(&self) -> Context {
-        with_state(self, |_, state| state.otel_context()).unwrap_or_else(|| OpenTelemetrySpanExt::context(self))
+        with_state(self, |_, _, state| state.otel_context()).unwrap_or_else(|| match self.is_disabled() {
+            // One that is not made is wherever it is asked for.
+            true => Context::current(),
+            false => OpenTelemetrySpanExt::context(self),
+        })
     }
 
     fn set_otel_parent(&self, parent: Context) {
         let context = parent.span().span_context().clone();
-        let before = with_state(self, |lean, state| {
+        let before = with_state(self, |lean, id, state| {
             if context.is_valid() {
                 state.follow(&context, &lean.sampling);
                 if state.start == 0 {
                     state.start = wire::nanos(SystemTime::now());
                 }
             }
-            state.surround(parent.clone())
+            let before = state.surround(parent.clone());
+            lean.moved(id, state);
+            before
         });
         if before.is_none() {
             // Without a subscriber there is no span to give a parent to.
@@ -53,8 +60,9 @@ impl SpanExt for Span {
 
     fn set_otel_attribute(&self, key: &'static str, value: impl Into<Value>) {
         let value = value.into();
-        let set = with_state(self, |_, state| {
+        let set = with_state(self, |_, _, state| {
             if state.has_room() {
+                state.by_name = true;
                 wire::remove_attribute(&mut state.attributes, key);
                 wire::attribute(&mut state.attributes, wire::SPAN_ATTRIBUTE, key, &Item::Value(&value));
             }
@@ -65,7 +73,7 @@ impl SpanExt for Span {
     }
 
     fn add_otel_link(&self, other: SpanContext) {
-        if with_state(self, |_, state| state.link(&other)).is_none() {
+        if with_state(self, |_, _, state| state.link(&other)).is_none() {
             OpenTelemetrySpanExt::add_link(self, other);
         }
     }

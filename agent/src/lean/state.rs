@@ -18,7 +18,7 @@ thread_local! {
     static RANDOM: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Not zero, and not to be guessed from outside; wyrand (Wang Yi), which needs a multiplication.
+/// Not zero. Ids must differ, and need not be secret: wyrand (Wang Yi), which needs a multiplication, seeded by the system for each thread.
 pub(super) fn random() -> u64 {
     let step = |seed: u64| {
         let seed = seed.wrapping_add(0xa076_1d64_78bd_642f);
@@ -62,12 +62,15 @@ pub(super) struct State {
     pub status_message: Option<String>,
     /// Fields that have a value, by their index; the first 64 of them.
     pub seen: u64,
+    /// Other attributes have one too, so that a name has to be looked for.
+    pub by_name: bool,
     pub attributes: Vec<u8>,
     pub events: Vec<u8>,
     pub dropped: u32,
     /// What travels with it besides: baggage and other values.
     pub around: Option<Context>,
-    /// With it as the active span, from the second time on that it is entered: a span of a future is entered at every poll.
+    /// With it as the active span, from the second time on that it is entered, as a span of a future is at every poll; only where what is around it is its
+    /// own, since what is merely current may be another's the next time.
     context: Option<Context>,
     was_entered: bool,
 }
@@ -90,6 +93,7 @@ impl Default for State {
             name: None,
             status_message: None,
             seen: 0,
+            by_name: false,
             attributes: Vec::new(),
             events: Vec::new(),
             dropped: 0,
@@ -110,7 +114,7 @@ impl State {
             }
         }
         (self.kind, self.status, self.seen, self.dropped, self.start) = (0, 0, 0, 0, 0);
-        (self.parent, self.parent_is_remote, self.was_entered) = (0, false, false);
+        (self.parent, self.parent_is_remote, self.was_entered, self.by_name) = (0, false, false, false);
         (self.name, self.status_message, self.around, self.context) = (None, None, None, None);
         self.trace_state = TraceState::NONE;
     }
@@ -130,7 +134,7 @@ impl State {
     /// The context to be attached while it is entered.
     pub fn enter(&mut self) -> Context {
         let context = self.otel_context();
-        if self.was_entered && self.context.is_none() {
+        if self.was_entered && self.context.is_none() && self.around.is_some() {
             self.context = Some(context.clone());
         }
         self.was_entered = true;
@@ -158,10 +162,11 @@ impl State {
 
     /// Takes the fields that were recorded later; each stands in place of what it was before.
     pub fn take_over(&mut self, later: &mut State) {
-        if self.seen & later.seen != 0 || later.seen == 0 {
+        if self.seen & later.seen != 0 || self.by_name || later.by_name {
             wire::keys(&later.attributes, |key| wire::remove_attribute(&mut self.attributes, key));
         }
         self.seen |= later.seen;
+        self.by_name |= later.by_name;
         self.dropped += later.dropped;
         if self.has_room() {
             self.attributes.extend_from_slice(&later.attributes);
@@ -212,6 +217,9 @@ impl State {
 
     /// Takes what a field says of the span itself, if it is one of these.
     fn say(&mut self, name: &str, value: &Item<'_>) -> bool {
+        if !matches!(name, "otel.name" | "otel.kind" | "otel.status_code" | "otel.status_description") {
+            return false;
+        }
         let shown;
         let text = match value {
             Item::Str(text) => wire::cut(text),
@@ -219,7 +227,7 @@ impl State {
                 let mut text = String::new();
                 value.text(&mut text);
                 shown = text;
-                &shown
+                wire::cut(&shown)
             }
         };
         match name {
@@ -253,7 +261,8 @@ impl IntoSpan<'_> {
             return;
         }
         let bit = 1u64.checked_shl(field.index() as u32).unwrap_or(0);
-        if state.seen & bit != 0 {
+        state.by_name |= bit == 0;
+        if state.seen & bit != 0 || state.by_name {
             wire::remove_attribute(&mut state.attributes, field.name());
         }
         state.seen |= bit;

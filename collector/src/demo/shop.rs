@@ -57,7 +57,7 @@ impl Service {
         let port = self.peers.get(peer).ok_or_else(|| failed(StatusCode::INTERNAL_SERVER_ERROR, format!("{peer} has no address")))?;
         let url = format!("http://127.0.0.1:{port}{path}");
         let request = if method == "GET" { self.client.get(&url) } else { self.client.post(&url) };
-        match self.client.send(request.timeout(Duration::from_secs(2))).await {
+        match request.timeout(Duration::from_secs(2)).send().await {
             Ok(response) if response.status().is_success() => Ok(response.text().await.unwrap_or_default()),
             Ok(response) => {
                 let status = response.status();
