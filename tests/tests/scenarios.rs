@@ -3,7 +3,7 @@
 use harness::Server;
 use harness::scenario::fault::What;
 use harness::scenario::world::Topology;
-use harness::scenario::{Scenario, life, run, send};
+use harness::scenario::{Play, Scenario, just_passed, life, post, run, send};
 use harness::server::wait_for;
 
 #[test]
@@ -40,7 +40,7 @@ fn through_the_real_binary_forty_services_and_a_failure_are_one_incident() {
     let directory = tempfile::tempdir().expect("a directory");
     let server = Server::start(directory.path());
     let scenario = Scenario { topology: Topology::Large, what: What::Fails, load: 2.0, seed: 11 };
-    let truth = send(&scenario, &format!("http://{}", server.otlp)).expect("it has a place for it");
+    let truth = send(&scenario, &server.otlp).expect("it has a place for it");
     let incidents = wait_for("an incident", || {
         let incidents = server.api("/api/v1/incidents")["incidents"].as_array()?.clone();
         (!incidents.is_empty()).then_some(incidents)
@@ -55,6 +55,57 @@ fn through_the_real_binary_forty_services_and_a_failure_are_one_incident() {
         let (status, page) = server.page(path);
         assert!(status == 200 && page.len() < 600_000, "{path}: {} bytes", page.len());
     }
+}
+
+/// What is told of the incidents: when and how they began, where, and how they spread.
+fn told(server: &Server) -> Vec<serde_json::Value> {
+    let all = server.api("/api/v1/incidents")["incidents"].as_array().cloned().unwrap_or_default();
+    let of = |incident: &serde_json::Value| {
+        let hops = incident["hops"].as_array().into_iter().flatten().map(|hop| serde_json::json!([hop["from"], hop["to"], hop["onset"]]));
+        serde_json::json!({
+            "opened_at": incident["opened_at"],
+            "onset": incident["onset"],
+            "origin": incident["origins"][0]["service"],
+            "trigger": incident["trigger"],
+            "hops": hops.collect::<Vec<_>>(),
+        })
+    };
+    all.iter().map(of).collect()
+}
+
+/// Once as fast as it goes; once with pauses, in another order within the allowance for lateness, and with a kill -9 in the middle of the failure.
+#[test]
+fn speed_order_and_a_kill_change_nothing_of_what_is_told() {
+    let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let scenario = Scenario { topology: Topology::Diamond, what: What::Fails, load: 6.0, seed: 5 };
+    let start = just_passed(&scenario).expect("it has a place for it");
+    let play = || Play::new(&scenario, start).expect("it has a place for it");
+    let at_once = Server::start(directories[0].path());
+    play().run(|bodies, _| bodies.iter().for_each(|body| post(&at_once.otlp, body)));
+
+    let mut other = Some(Server::start(directories[1].path()));
+    let (truth, kill_at) = (play().truth, play().begin + 60_000_000_000);
+    let (mut waiting, mut killed) = (Vec::new(), false);
+    play().run(|bodies, second| {
+        waiting.extend(bodies);
+        if second > kill_at && !killed {
+            killed = true;
+            other.take().expect("it runs").kill();
+            other = Some(Server::start(directories[1].path()));
+        }
+        if second.is_multiple_of(3_000_000_000) {
+            let server = other.as_ref().expect("it runs");
+            waiting.drain(..).rev().for_each(|body| post(&server.otlp, &body));
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    });
+    let other = other.expect("it runs");
+    waiting.drain(..).rev().for_each(|body| post(&other.otlp, &body));
+    wait_for("the failure to be told, and told alike", || {
+        let (one, two) = (told(&at_once), told(&other));
+        let told = one.first().is_some_and(|incident| incident["origin"] == truth.origin.as_str());
+        (told && one == two).then_some(())
+    });
 }
 
 #[test]

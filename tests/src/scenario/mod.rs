@@ -186,22 +186,28 @@ pub fn run(scenario: &Scenario) -> Option<Outcome> {
     Some(Outcome { truth, reached, incidents: told, before, begin })
 }
 
-/// Plays a scenario to a server's OTLP/HTTP, as if it had just passed. Returns what is true of it.
-pub fn send(scenario: &Scenario, otlp: &str) -> Option<Truth> {
+/// Where a scenario begins that has just passed.
+pub fn just_passed(scenario: &Scenario) -> Option<u64> {
     let length = Play::new(scenario, 0)?.until;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-    let play = Play::new(scenario, (now - length) / WINDOW * WINDOW)?;
+    Some((now - length) / WINDOW * WINDOW)
+}
+
+/// Sends a body to a server's OTLP/HTTP.
+pub fn post(otlp: &str, body: &Body) {
+    let (signal, body) = match body {
+        Body::Traces(body) => ("traces", body),
+        Body::Logs(body) => ("logs", body),
+        Body::Metrics(body) => ("metrics", body),
+    };
+    let answer = ureq::post(format!("http://{otlp}/v1/{signal}")).header("content-type", "application/x-protobuf").send(&body[..]);
+    answer.expect("the server takes it");
+}
+
+/// Plays a scenario to a server, as if it had just passed. Returns what is true of it.
+pub fn send(scenario: &Scenario, otlp: &str) -> Option<Truth> {
+    let play = Play::new(scenario, just_passed(scenario)?)?;
     let truth = play.truth.clone();
-    play.run(|bodies, _| {
-        for body in bodies {
-            let (signal, body) = match body {
-                Body::Traces(body) => ("traces", body),
-                Body::Logs(body) => ("logs", body),
-                Body::Metrics(body) => ("metrics", body),
-            };
-            let answer = ureq::post(format!("{otlp}/v1/{signal}")).header("content-type", "application/x-protobuf").send(&body[..]);
-            answer.expect("the server takes it");
-        }
-    });
+    play.run(|bodies, _| bodies.iter().for_each(|body| post(otlp, body)));
     Some(truth)
 }
