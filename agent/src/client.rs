@@ -8,8 +8,7 @@ use crate::propagate::HeadersMut;
 use crate::within::Within;
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
-use opentelemetry::trace::TraceContextExt;
-use opentelemetry::{Context as OtelContext, global};
+use opentelemetry::global;
 use std::borrow::Cow;
 use std::future::Future;
 use std::sync::Arc;
@@ -77,12 +76,7 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http
     if let Some(attempt) = crate::resilience::attempt().filter(|attempt| *attempt > 0) {
         span.record("http.request.resend_count", i64::from(attempt));
     }
-    let mut context = span.otel_context();
-    // Where no span is kept, the trace goes on as it came.
-    if !context.span().span_context().is_valid() {
-        context = OtelContext::current();
-    }
-    global::get_text_map_propagator(|p| p.inject_context(&context, &mut HeadersMut(headers)));
+    global::get_text_map_propagator(|p| p.inject_context(&span.otel_context(), &mut HeadersMut(headers)));
     let target = Target {
         method,
         scheme: None,

@@ -79,10 +79,9 @@ impl<'a> Query<'a> {
     fn begin(self) -> Operation {
         let What { system, namespace, server, duration } = self.database;
         let collection = Some(self.collection).filter(|name| !name.is_empty());
-        let name = match (collection, namespace) {
-            (Some(of), _) => format!("{} {of}", self.operation),
-            (None, Some(of)) => format!("{} {of}", self.operation),
-            (None, None) => self.operation.to_owned(),
+        let name = match collection.or(namespace.as_deref()) {
+            Some(of) => format!("{} {of}", self.operation),
+            None => self.operation.to_owned(),
         };
         let span = tracing::info_span!(
             target: "firstfall_agent",

@@ -10,7 +10,6 @@ use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tracing::Span;
 use tracing::field::Empty;
 
 /// As the conventions advise, in seconds; the last ones for messages that wait long.
@@ -86,12 +85,7 @@ impl Queue {
             "messaging.operation.name" = "send",
             "error.type" = Empty,
         );
-        let mut context = span.otel_context();
-        // Where no span is kept, the trace goes on as it came.
-        if !context.span().span_context().is_valid() {
-            context = Context::current();
-        }
-        global::get_text_map_propagator(|propagator| propagator.inject_context(&context, headers));
+        global::get_text_map_propagator(|propagator| propagator.inject_context(&span.otel_context(), headers));
         Sending { operation: Operation::begin(span, &what.sent, what.attributes("send")) }
     }
 
@@ -208,7 +202,7 @@ impl<'a> Message<'a> {
             false => self.from.into_iter().next(),
             true => {
                 let links = self.from.iter().map(|from| from.span().span_context().clone()).filter(SpanContext::is_valid);
-                links.for_each(|link| Span::add_otel_link(&span, link));
+                links.for_each(|link| span.add_otel_link(link));
                 None
             }
         };

@@ -32,10 +32,10 @@ fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &Id, &mut State) -> R) 
 
 impl SpanExt for Span {
     fn otel_context(&self) -> Context {
-        with_state(self, |_, _, state| state.otel_context()).unwrap_or_else(|| match self.is_disabled() {
-            // One that is not made is wherever it is asked for.
-            true => Context::current(),
-            false => OpenTelemetrySpanExt::context(self),
+        with_state(self, |_, _, state| state.otel_context()).unwrap_or_else(|| {
+            let context = OpenTelemetrySpanExt::context(self);
+            // Where no span is kept, the trace goes on as it came.
+            if context.span().span_context().is_valid() { context } else { Context::current() }
         })
     }
 

@@ -15,7 +15,7 @@ use crate::wire;
 pub use ext::SpanExt;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry::{Context, ContextGuard, InstrumentationScope};
-use state::{IntoLog, IntoSpan, State, random};
+use state::{IntoLog, IntoSpan, KEPT_BYTES_MAX, State, random};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -33,13 +33,9 @@ thread_local! {
     static RECORD: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// How large a buffer may be that a thread keeps for its next record.
-const KEPT_BYTES_MAX: usize = 16 << 10;
-
 struct Entered {
     /// The layer whose span it is.
     layer: u32,
-    id: u64,
     span: Above,
     /// While it lives, OpenTelemetry has the span as its current one.
     guard: ContextGuard,
@@ -284,7 +280,7 @@ impl<S: Subscriber> Layer<S> for Lean {
         });
         if let Some((context, span)) = entered {
             let guard = context.attach();
-            let entered = Entered { layer: self.number, id: id.into_u64(), span, guard };
+            let entered = Entered { layer: self.number, span, guard };
             let _ = ENTERED.try_with(|stack| stack.borrow_mut().push(entered));
         }
     }
@@ -292,7 +288,7 @@ impl<S: Subscriber> Layer<S> for Lean {
     fn on_exit(&self, id: &Id, _: layer::Context<'_, S>) {
         let left = ENTERED.try_with(|stack| {
             let mut stack = stack.borrow_mut();
-            let at = stack.iter().rposition(|entered| entered.id == id.into_u64() && entered.layer == self.number)?;
+            let at = stack.iter().rposition(|entered| entered.span.id == *id && entered.layer == self.number)?;
             Some(stack.remove(at).guard)
         });
         // What it held may be the last of a context with values of the service's, which go where nothing is borrowed.

@@ -11,8 +11,8 @@ use tracing::field::{Field, Visit};
 
 /// Bytes of attributes and events of one span; what comes beyond is dropped, and counted in it.
 const SPAN_BYTES_MAX: usize = 256 << 10;
-/// How large a buffer may be that is kept for another span.
-const KEPT_BYTES_MAX: usize = 16 << 10;
+/// How large a buffer may be that is kept for another span or record.
+pub(super) const KEPT_BYTES_MAX: usize = 16 << 10;
 
 thread_local! {
     static RANDOM: Cell<u64> = const { Cell::new(0) };
@@ -105,7 +105,7 @@ impl Default for State {
 }
 
 impl State {
-    /// As if it were new, but for the room that it has. Its ids, times and decisions stay: whoever uses it next says them anew.
+    /// As if it were new, but for the room that it has. Its ids and decisions stay: whoever uses it next says them anew.
     pub fn clear(&mut self) {
         for buffer in [&mut self.attributes, &mut self.events] {
             buffer.clear();
