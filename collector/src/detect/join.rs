@@ -4,7 +4,7 @@
 use super::clocks::Clocks;
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
-use super::windows::{Called, Cell, Event, LogClass, Subject, Windows};
+use super::windows::{Called, Cell, Event, Subject, Windows};
 use hashbrown::{HashMap, HashSet};
 
 /// Spans that wait for the rest of their traces; with the trace around it one takes about 250 bytes. Past it the oldest traces are counted
@@ -25,6 +25,9 @@ struct Trace {
 #[derive(Default)]
 pub struct Join {
     traces: HashMap<[u8; 16], Trace>,
+    /// Records that wait for their traces, which may not have begun: looked up when those are counted, as most records have no sampled trace.
+    logs: Vec<LogFact>,
+    /// Spans and records that wait.
     pending: usize,
     pub clocks: Clocks,
     /// Traces that were counted before all of them can have come.
@@ -42,25 +45,35 @@ impl Join {
         self.pending += 1;
     }
 
-    /// Counts a log record, and keeps what it says about its request until that is joined.
+    /// Keeps what a log record says until the spans of its request are joined.
     pub fn add_log(&mut self, fact: LogFact, windows: &mut Windows) {
-        let one = Cell { count: 1, ..Cell::default() };
-        windows.add(Subject::Logs { node: fact.node, class: LogClass::All }, fact.time, &one);
-        if fact.severity >= 13 {
-            windows.add(Subject::Logs { node: fact.node, class: LogClass::Warn }, fact.time, &one);
-        }
+        // All that is asked of a pattern by itself is whether it tells of errors.
         if fact.severity >= 17 {
-            windows.add(Subject::Logs { node: fact.node, class: LogClass::Error }, fact.time, &one);
+            let failed = Cell { count: 1, errors: 1, ..Cell::default() };
+            windows.add(Subject::Pattern { node: fact.node, pattern: fact.pattern }, fact.time, &failed);
         }
-        let failed = Cell { errors: (fact.severity >= 17).into(), ..one };
-        windows.add(Subject::Pattern { node: fact.node, pattern: fact.pattern }, fact.time, &failed);
         // Logs that come before their traces must not fill the room: without its trace a record is still counted.
         if fact.trace != [0; 16] && fact.span != 0 && self.pending < PENDING_MAX / 2 {
-            let trace = self.traces.entry(fact.trace).or_default();
-            trace.newest = trace.newest.max(fact.time);
-            trace.logs.push(fact);
+            self.logs.push(fact);
             self.pending += 1;
         }
+    }
+
+    /// Gives its records to each trace that is older than `time`, and forgets those that no trace has come for.
+    fn place_logs(&mut self, time: u64) {
+        let traces = &mut self.traces;
+        let waiting = self.logs.len();
+        let mut given = 0;
+        self.logs.retain(|log| match traces.get_mut(&log.trace) {
+            Some(trace) if trace.newest < time => {
+                trace.logs.push(*log);
+                given += 1;
+                false
+            }
+            Some(_) => true,
+            None => log.time >= time,
+        });
+        self.pending -= waiting - self.logs.len() - given;
     }
 
     /// How full the waiting room is, from 0 to 1.
@@ -70,6 +83,7 @@ impl Join {
 
     /// Counts the traces of which nothing new has come since `time` (event time).
     pub fn settle(&mut self, time: u64, windows: &mut Windows) {
+        self.place_logs(time);
         let mut settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
         for trace in settled.drain(..) {
             self.pending -= trace.spans.len() + trace.logs.len();

@@ -29,7 +29,7 @@ use join::Join;
 use judge::{Stretches, Symptom};
 use names::{Names, NodeId};
 use rank::Candidate;
-use windows::{Subject, Weight, WindowNo, Windows, window_of};
+use windows::{LogClass, Subject, Weight, WindowNo, Windows, window_of};
 
 /// Rows of edges that are kept at one time, the busiest first: a map of more is no map, and the file must not grow with hostile names.
 const EDGES_KEPT_MAX: usize = 5000;
@@ -58,10 +58,17 @@ impl Observed {
             self.see(span.node, span.end);
             self.join.add_span(span, &mut self.windows);
         }
+        // How many records of a node and class are in a window, and the latest of them: a batch has few of these and many records.
+        let mut records: HashMap<(NodeId, WindowNo, LogClass), (u32, u64)> = HashMap::new();
         for mut log in facts.logs {
             log.time = self.join.clocks.correct(log.node, log.time);
-            self.see(log.node, log.time);
+            let (count, newest) = records.entry((log.node, window_of(log.time), LogClass::of(log.severity))).or_default();
+            (*count, *newest) = (*count + 1, (*newest).max(log.time));
             self.join.add_log(log, &mut self.windows);
+        }
+        for ((node, _, class), (count, newest)) in records {
+            self.see(node, newest);
+            self.windows.add_logs(node, class, newest, count);
         }
         for mut point in facts.points {
             point.time = self.join.clocks.correct(point.node, point.time);

@@ -15,7 +15,7 @@ use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology
 use firstfall_store::query::{Budget, Filter, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
 use firstfall_store::{Error, Reader, Signal, Tap};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -33,6 +33,9 @@ const WAITING_BYTES_MAX: usize = 32 << 20;
 const WAITING_BYTES_MUCH: usize = 8 << 20;
 /// Looking at batches may take this part of a core; past it half as many traces are looked at. Detection is a guest of ingest.
 const BUSY_MAX: f64 = 0.25;
+/// Batches are gathered until there are so many bytes of them, or for so long: to be woken for each costs more than to look at it.
+const GATHERED_BYTES: usize = 1 << 20;
+const GATHERED_FOR: Duration = Duration::from_millis(200);
 /// As many as before are looked at again after so long a time without that.
 const THINNED_FOR: Duration = Duration::from_secs(60);
 /// Windows that are kept: a baseline, an incident of an hour, and some.
@@ -56,7 +59,8 @@ const METRIC_HISTORY: u64 = 13 * 3600 * SECOND;
 
 #[derive(Default)]
 struct Waiting {
-    batches: VecDeque<Arc<Batch>>,
+    batches: Vec<Arc<Batch>>,
+    /// Of these, and of those that were taken out and not looked at yet.
     bytes: usize,
 }
 
@@ -91,10 +95,14 @@ impl Inlet {
                 shared.missed.fetch_add(1, Ordering::Relaxed);
                 return;
             }
+            let before = waiting.bytes;
             waiting.bytes += batch.byte_len();
-            waiting.batches.push_back(batch.clone());
+            let enough = before < GATHERED_BYTES && waiting.bytes >= GATHERED_BYTES;
+            waiting.batches.push(batch.clone());
             drop(waiting);
-            shared.arrived.notify_one();
+            if enough {
+                shared.arrived.notify_one();
+            }
         })))
     }
 
@@ -278,18 +286,20 @@ impl Watcher {
     fn run(mut self) {
         self.remember();
         while !self.shared.stop.load(Ordering::Acquire) {
-            let (batch, left) = {
+            let batches = {
                 let mut waiting = lock(&self.shared.waiting);
-                if waiting.batches.is_empty() {
-                    waiting =
-                        self.shared.arrived.wait_timeout(waiting, Duration::from_millis(500)).unwrap_or_else(PoisonError::into_inner).0;
+                if waiting.bytes < GATHERED_BYTES {
+                    waiting = self.shared.arrived.wait_timeout(waiting, GATHERED_FOR).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                let batch = waiting.batches.pop_front();
-                waiting.bytes -= batch.as_ref().map_or(0, |batch| batch.byte_len());
-                (batch, waiting.bytes)
+                std::mem::take(&mut waiting.batches)
             };
-            self.thin(left);
-            if let Some(batch) = batch {
+            for batch in batches {
+                let left = {
+                    let mut waiting = lock(&self.shared.waiting);
+                    waiting.bytes -= batch.byte_len();
+                    waiting.bytes
+                };
+                self.thin(left);
                 let start = Instant::now();
                 lock(&self.shared.observed).add(&batch);
                 self.busy += start.elapsed();

@@ -73,6 +73,17 @@ pub enum LogClass {
     Error,
 }
 
+impl LogClass {
+    /// The narrowest class of a record, by its severity number.
+    pub fn of(severity: u8) -> LogClass {
+        match severity {
+            17.. => LogClass::Error,
+            13..17 => LogClass::Warn,
+            _ => LogClass::All,
+        }
+    }
+}
+
 /// What a request does on its way.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Event {
@@ -267,6 +278,16 @@ impl Windows {
             self.series.entry(subject).or_default().add(window_of(time), cell);
         } else {
             self.left_out += 1;
+        }
+    }
+
+    /// Counts records of which `class` is the narrowest class, in it and in those that hold it.
+    pub fn add_logs(&mut self, node: NodeId, class: LogClass, time: u64, count: u32) {
+        let cell = Cell { count, ..Cell::default() };
+        for wider in [LogClass::All, LogClass::Warn, LogClass::Error] {
+            if wider <= class {
+                self.add(Subject::Logs { node, class: wider }, time, &cell);
+            }
         }
     }
 
