@@ -85,6 +85,12 @@ impl SelfMetrics {
         metric("firstfall_in_flight_bytes", "gauge", "Bytes of requests under way.", plain(self.receivers.in_flight.used() as u64));
         metric("firstfall_storage_bytes", "gauge", "Bytes of all partitions and the journal.", plain(storage.bytes));
         metric("firstfall_journal_bytes", "gauge", "Bytes of the journal.", plain(storage.journal_bytes));
+        metric(
+            "firstfall_journal_files_reused_total",
+            "counter",
+            "Journal files written over, rather than made anew.",
+            plain(storage.journal_reused),
+        );
         metric("firstfall_partitions", "gauge", "Partition files.", plain(storage.partitions as u64));
         metric("firstfall_disk_free_bytes", "gauge", "Bytes free on the volume.", plain(storage.free_bytes));
         metric("firstfall_writes_refused", "gauge", "1 while new items are refused.", plain(reader.trouble().is_some().into()));

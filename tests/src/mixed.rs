@@ -231,8 +231,9 @@ fn trace_ids(body: &[u8], signal: &str) -> HashSet<String> {
     }
 }
 
-/// Ends a server without warning, from outside.
-pub fn kill_after(server: &Server, time: Duration) {
+/// Ends a server without warning, from outside; `before` looks at it once more.
+pub fn kill_after(server: &Server, time: Duration, before: impl FnOnce()) {
     std::thread::sleep(time);
+    before();
     let _ = Command::new("kill").args(["-9", &server.id().to_string()]).status();
 }

@@ -11,6 +11,12 @@ fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }
 
+fn journal_files_reused(server: &Server) -> u64 {
+    let metrics = server.page("/metrics").1;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("firstfall_journal_files_reused_total "));
+    line.and_then(|count| count.parse().ok()).expect("a count")
+}
+
 /// Kills in a row; each at another moment of the work.
 const KILLS: u64 = 50;
 
@@ -18,11 +24,14 @@ const KILLS: u64 = 50;
 fn what_was_acknowledged_is_found_after_kill_9_exactly_once_and_requests_are_whole() {
     let directory = tempfile::tempdir().expect("a directory");
     let mixed = Mixed::new(11);
+    let mut reused = 0;
     for round in 0..KILLS {
         // Small generations, so that kills meet sealing and merging too.
         let server = Server::start_with(directory.path(), &[], &[("FIRSTFALL_STORE_BLOCK_ROWS", "700")]);
-        mixed.run(&server, || kill_after(&server, Duration::from_millis(40 + 67 * round % 300)));
+        mixed
+            .run(&server, || kill_after(&server, Duration::from_millis(40 + 67 * round % 300), || reused += journal_files_reused(&server)));
     }
+    assert!(reused > 10, "{reused} journal files were written over");
     let server = Server::start(directory.path());
     let requests = mixed.check(&server);
     assert!(requests > 500, "{requests} requests were acknowledged");
@@ -36,12 +45,15 @@ fn what_was_acknowledged_survives_a_power_cut_that_takes_all_that_was_not_synced
     const CUTS: u64 = 12;
     let disk = Disk::new();
     let mixed = Mixed::new(13);
+    let mut reused = 0;
     for round in 0..CUTS {
         let server = disk.start(&[("FIRSTFALL_STORE_BLOCK_ROWS", "700")]);
-        mixed.run(&server, || kill_after(&server, Duration::from_millis(60 + 97 * round % 500)));
+        mixed
+            .run(&server, || kill_after(&server, Duration::from_millis(60 + 97 * round % 500), || reused += journal_files_reused(&server)));
         drop(server);
         disk.fail_power();
     }
+    assert!(reused > 2, "{reused} journal files were written over");
     let server = Server::start(&disk.data());
     let requests = mixed.check(&server);
     assert!(requests > 100, "{requests} requests were acknowledged");
@@ -53,7 +65,7 @@ fn the_double_for_power_loss_does_forget() {
     let mixed = Mixed::new(14);
     // Promises only to survive the end of the process, and so does not sync before it answers.
     let server = disk.start(&[("FIRSTFALL_STORE_DURABILITY", "process")]);
-    mixed.run(&server, || kill_after(&server, Duration::from_millis(300)));
+    mixed.run(&server, || kill_after(&server, Duration::from_millis(300), || ()));
     drop(server);
     disk.fail_power();
     let server = Server::start(&disk.data());

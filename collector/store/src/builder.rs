@@ -98,7 +98,7 @@ impl BatchBuilder {
         let rows = (bytes / 400).clamp(4, 1 << 16);
         let mut builder = BatchBuilder {
             signal,
-            strings: Interner::default(),
+            strings: Interner::with_capacity(rows),
             blobs: Arena::default(),
             wide: Vec::new(),
             resources: Vec::new(),
@@ -115,7 +115,7 @@ impl BatchBuilder {
             shape_columns: Vec::new(),
             shape_table: HashTable::new(),
             trace_ids: Vec::new(),
-            trace_table: HashTable::new(),
+            trace_table: HashTable::with_capacity(if signal == Signal::Metrics { 0 } else { rows }),
             hasher: foldhash::fast::RandomState::default(),
             roles,
             redacted: 0,
@@ -138,7 +138,8 @@ impl BatchBuilder {
             like_len: 0,
             like_at: 0,
         };
-        builder.strings.reserve_bytes(bytes / 5);
+        // Bodies of logs are half of a request, and hardly one of them comes twice.
+        builder.strings.reserve_bytes(if signal == Signal::Logs { bytes / 2 } else { bytes / 5 });
         builder.strings.intern(b"");
         builder
     }

@@ -31,6 +31,7 @@ pub mod rollup;
 pub mod sampling;
 mod sealer;
 pub mod segment;
+mod spare;
 pub mod sql;
 mod store;
 mod upkeep;

@@ -220,8 +220,8 @@ impl Rollups {
             .zip(&lane_keys)
             .map(|(lane, (service, _, name))| {
                 let resource = batch.resources[batch.contexts[lane.context as usize].0 as usize];
-                let other = |now: &str, sent: u32| now == OTHER && batch.strings.str(sent) != OTHER;
-                other(&self.services[*service as usize].name, resource.name) || other(self.names.arena().str(*name), lane.name)
+                let other = |now: &[u8], sent: u32| now == OTHER.as_bytes() && batch.strings.get(sent) != OTHER.as_bytes();
+                other(self.services[*service as usize].name.as_bytes(), resource.name) || other(self.names.arena().get(*name), lane.name)
             })
             .collect();
         let mut overflowed = 0;

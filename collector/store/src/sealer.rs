@@ -83,7 +83,7 @@ impl Shared {
         };
         // Batches that came back from the journal were never counted.
         let _ = self.backlog_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(bytes)));
-        journal::remove(&self.journal_directory(), generation.number);
+        self.spares.retire(generation.number, self.options.durability);
         self.measure_disk();
         Ok(())
     }

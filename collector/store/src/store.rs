@@ -17,6 +17,7 @@ use crate::partition::{Partition, Pinned, lock};
 use crate::recent::{Answer, Entry, Recent, RequestHash};
 use crate::recovery::open_view;
 use crate::rollup::{Cardinality, Rollups};
+use crate::spare::Spares;
 use crate::writer::{Place, Queue};
 use crate::{Error, Refusal, Signal};
 use std::collections::VecDeque;
@@ -116,6 +117,7 @@ pub(crate) struct Shared {
     pub(crate) edges: Option<Meta>,
     pub(crate) options: Options,
     pub(crate) view: RwLock<View>,
+    pub(crate) spares: Spares,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) queue: Mutex<Queue>,
     pub(crate) queued: Condvar,
@@ -152,6 +154,9 @@ pub struct Storage {
     pub by_signal: [u64; 3],
     #[serde(skip)]
     pub journal_bytes: u64,
+    /// Journal files that were written over since start, rather than made anew.
+    #[serde(skip)]
+    pub journal_reused: u64,
     #[serde(skip)]
     pub free_bytes: u64,
 }
@@ -201,6 +206,7 @@ impl Store {
             edges,
             options,
             view: RwLock::new(view),
+            spares: Spares::of(&journal_directory),
             recent: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
@@ -214,6 +220,7 @@ impl Store {
             last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
         });
+        shared.spares.clear()?;
         let next = shared.recover(true)?;
         shared.measure_disk();
         let mut store = Store { shared: shared.clone(), threads: Vec::new(), _lock: owner };
@@ -288,6 +295,7 @@ impl Store {
         for partition in self.shared.view.read().unwrap_or_else(PoisonError::into_inner).partitions.iter().flatten() {
             partition.checkpoint();
         }
+        self.shared.clear_spares();
     }
 }
 
@@ -311,6 +319,7 @@ impl Reader {
             });
         }
         // The journal first: what is sealed meanwhile is then found in both, and counted once by its generation's number.
+        let journal_directory = directory.join("journal");
         let view = View::default();
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
@@ -318,6 +327,7 @@ impl Reader {
             edges: Some(directory.join("edges.db")).filter(|path| path.exists()).map(|path| Meta::open_to_read(&path)).transpose()?,
             options: Options::default(),
             view: RwLock::new(view),
+            spares: Spares::of(&journal_directory),
             recent: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
@@ -331,7 +341,7 @@ impl Reader {
             last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
         });
-        let journal_directory = directory.join("journal");
+        let held = journal::hold(&journal_directory)?;
         let mut generations = Vec::new();
         for number in journal::list(&journal_directory)? {
             match shared.replay(&journal_directory, number, &|_| Ok(false)) {
@@ -341,6 +351,7 @@ impl Reader {
                 Err(error) => return Err(error),
             }
         }
+        drop(held);
         let view = open_view(directory, Pinned::Yes)?;
         for generation in &mut generations {
             let content = generation.content.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -368,6 +379,7 @@ impl Reader {
             }
         }
         drop(view);
+        storage.journal_reused = self.shared.spares.reused();
         if let Ok(entries) = std::fs::read_dir(self.shared.directory.join("journal")) {
             storage.journal_bytes = entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
         }
@@ -435,8 +447,18 @@ impl Shared {
         let mut trouble = lock(&self.trouble);
         if free < reserve {
             *trouble = format!("the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve");
+            self.clear_spares();
         } else {
             trouble.clear();
+        }
+    }
+
+    /// Gives the room of files that were kept to be written over back to the disk.
+    pub(crate) fn clear_spares(&self) {
+        if !self.spares.is_empty()
+            && let Err(error) = self.spares.clear()
+        {
+            tracing::warn!(%error, "files that are no longer needed stay in the journal until the next start");
         }
     }
 

@@ -10,7 +10,7 @@ use crate::store::{Durability, Shared, TicketResult};
 use crate::{Error, Refusal};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Default)]
 pub(crate) struct Queue {
@@ -86,6 +86,9 @@ impl Shared {
         // How often it looks whether a quiet generation has become old.
         const TICK: Duration = Duration::from_millis(250);
         let directory = self.journal_directory();
+        // Nothing is kept to be written over when nothing was written for so long.
+        const QUIET: Duration = Duration::from_secs(10);
+        let mut busy = Instant::now();
         let mut open: Option<(Journal, Arc<Generation>)> = None;
         loop {
             let (jobs, closed, seal_now) = {
@@ -96,26 +99,18 @@ impl Shared {
                 (std::mem::take(&mut queue.jobs), queue.closed, std::mem::take(&mut queue.seal_now))
             };
             if !jobs.is_empty() {
-                if open.is_none() && self.options.durability != Durability::Memory {
-                    match Journal::create(&directory, next, self.options.durability) {
-                        Ok(journal) => open = Some((journal, self.open_generation(next))),
-                        Err(error) => {
-                            journal::remove(&directory, next);
-                            self.write_failed(jobs, &error);
-                            next += 1;
-                            continue;
-                        }
-                    }
+                busy = Instant::now();
+                if open.is_none() {
+                    let number = next;
                     next += 1;
-                } else if open.is_none() {
-                    match Journal::create(&directory, next, Durability::Memory) {
-                        Ok(journal) => open = Some((journal, self.open_generation(next))),
+                    match Journal::create(&directory, number, self.options.durability, &self.spares) {
+                        Ok(journal) => open = Some((journal, self.open_generation(number))),
                         Err(error) => {
+                            journal::remove(&directory, number);
                             self.write_failed(jobs, &error);
                             continue;
                         }
                     }
-                    next += 1;
                 }
                 let (journal, generation) = open.as_mut().expect("it was opened above");
                 let records: Vec<Record<'_>> = jobs
@@ -152,6 +147,9 @@ impl Shared {
                 if full || closed {
                     self.send_to_sealer(open.take());
                 }
+            }
+            if busy.elapsed() > QUIET {
+                self.clear_spares();
             }
             if closed {
                 let late = std::mem::take(&mut lock(&self.queue).jobs);
