@@ -7,6 +7,7 @@ use firstfall_store::sampling::Weights;
 use firstfall_store::value::{Resource, Stored, text_of};
 use firstfall_store::{Service, Signal};
 use hashbrown::HashMap;
+use std::sync::Arc;
 
 pub const INTERNAL: u8 = 1;
 pub const SERVER: u8 = 2;
@@ -132,7 +133,7 @@ pub struct Facts {
     /// Versions of nodes that speak, and when.
     pub versions: Vec<(NodeId, TextId, u64)>,
     /// Instances of nodes that speak, and when.
-    pub instances: Vec<(NodeId, String, u64)>,
+    pub instances: Vec<(NodeId, Arc<str>, u64)>,
     /// Node, breaker, its state, and when.
     pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
 }
@@ -158,10 +159,14 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
     let nodes: Vec<NodeId> = (0..batch.resources.len() as u32)
         .map(|resource| names.node_id(Node { kind: NodeKind::Service, service: batch.service(resource) }))
         .collect();
+    let mut texts = Texts::of(batch);
     let lanes: Vec<(NodeId, TextId, u8)> = batch
         .lanes
         .iter()
-        .map(|lane| (nodes[batch.contexts[lane.context as usize].0 as usize], names.text(batch.strings.str(lane.name)), lane.kind))
+        .map(|lane| {
+            let name = texts.get(lane.name, |_| names.text(batch.strings.str(lane.name)));
+            (nodes[batch.contexts[lane.context as usize].0 as usize], name, lane.kind)
+        })
         .collect();
     let mut facts = Facts::default();
     // A batch may be a whole block, hours after its rows came.
@@ -172,15 +177,14 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         (*first, *last) = ((*first).min(batch.time[row]), (*last).max(batch.time[row]));
     }
     for ((resource, node), (first, last)) in batch.resources.iter().zip(&nodes).zip(heard) {
-        let Ok(resource) = Resource::from_bytes(batch.blobs.get(resource.body)) else { continue };
         if first > last {
             continue;
         }
-        if let Some(version) = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty()) {
-            let version = names.text(version);
+        let Sender { version, instance } = names.sender(batch.blobs.get(resource.body));
+        if let Some(version) = version {
             facts.versions.extend([(*node, version, first), (*node, version, last)]);
         }
-        if let Some(instance) = instance_of(&resource) {
+        if let Some(instance) = instance {
             facts.instances.extend([(*node, instance.clone(), first), (*node, instance, last)]);
         }
     }
@@ -190,6 +194,44 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         Signal::Metrics => points(batch, &lanes, names, &mut facts),
     }
     facts
+}
+
+/// What the texts of a batch are called here, each asked once.
+struct Texts<'a> {
+    batch: &'a Batch,
+    known: Vec<TextId>,
+}
+
+impl<'a> Texts<'a> {
+    const UNASKED: TextId = TextId::MAX;
+
+    fn of(batch: &'a Batch) -> Texts<'a> {
+        Texts { batch, known: vec![Texts::UNASKED; batch.strings.len()] }
+    }
+
+    fn get(&mut self, id: u32, ask: impl FnOnce(&'a [u8]) -> TextId) -> TextId {
+        let known = &mut self.known[id as usize];
+        if *known == Texts::UNASKED {
+            *known = ask(self.batch.strings.get(id));
+        }
+        *known
+    }
+}
+
+/// Who sends, apart from the service: what its resource says of its version and instance.
+#[derive(Clone, Default)]
+pub struct Sender {
+    version: Option<TextId>,
+    instance: Option<Arc<str>>,
+}
+
+impl Sender {
+    /// `resource` as the store keeps it.
+    pub fn of(resource: &[u8], names: &mut Names) -> Sender {
+        let Ok(resource) = Resource::from_bytes(resource) else { return Sender::default() };
+        let version = text_of(&resource.attributes, "service.version").filter(|version| !version.is_empty());
+        Sender { version: version.map(|version| names.text(version)), instance: instance_of(&resource).map(Arc::from) }
+    }
 }
 
 /// What tells one instance of a service from another, by the first of these that there is.
@@ -528,7 +570,7 @@ fn pattern_of_any(body: &str, out: &mut String) {
 
 fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinning: Thinning, facts: &mut Facts) {
     let mut text = String::new();
-    let mut known: HashMap<u32, TextId> = HashMap::new();
+    let mut patterns = Texts::of(batch);
     for row in 0..batch.rows() {
         let (node, _, severity) = lanes[batch.lane[row] as usize];
         let trace = batch.trace_id(row).unwrap_or_default().0;
@@ -550,8 +592,8 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinni
             column.field == Field::Body && column.kind == Kind::Str
         });
         let pattern = match body.filter(|_| asked) {
-            Some((_, word)) => *known.entry(*word).or_insert_with(|| {
-                pattern(batch.strings.get(*word), &mut text);
+            Some((_, word)) => patterns.get(*word, |body| {
+                pattern(body, &mut text);
                 names.text(&text)
             }),
             None => 0,

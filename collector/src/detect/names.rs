@@ -1,6 +1,7 @@
 //! Who and what facts are about: nodes (services and the peers that they call) and texts (operations, metrics, patterns of log lines),
 //! each under a small number.
 
+use super::facts::Sender;
 use firstfall_store::Service;
 use hashbrown::HashMap;
 
@@ -26,7 +27,12 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
+/// Resources that are remembered with what they say, each below so many bytes; when they are more, all are read anew.
+const SENDERS_MAX: usize = 1000;
+const SENDER_BYTES_MAX: usize = 4096;
+
 pub struct Names {
+    senders: HashMap<Box<[u8]>, Sender>,
     nodes: Vec<Node>,
     node_ids: HashMap<Node, NodeId>,
     texts: Vec<Box<str>>,
@@ -35,7 +41,8 @@ pub struct Names {
 
 impl Default for Names {
     fn default() -> Names {
-        let mut names = Names { nodes: Vec::new(), node_ids: HashMap::new(), texts: Vec::new(), text_ids: HashMap::new() };
+        let mut names =
+            Names { senders: HashMap::new(), nodes: Vec::new(), node_ids: HashMap::new(), texts: Vec::new(), text_ids: HashMap::new() };
         names.text(OTHER);
         names
     }
@@ -83,6 +90,21 @@ impl Names {
         self.texts.push(text.into());
         self.text_ids.insert(text.into(), id);
         id
+    }
+
+    /// What a resource says of who sends. The same few come with every batch.
+    pub fn sender(&mut self, resource: &[u8]) -> Sender {
+        if let Some(known) = self.senders.get(resource) {
+            return known.clone();
+        }
+        let sender = Sender::of(resource, self);
+        if resource.len() <= SENDER_BYTES_MAX {
+            if self.senders.len() >= SENDERS_MAX {
+                self.senders.clear();
+            }
+            self.senders.insert(resource.into(), sender.clone());
+        }
+        sender
     }
 
     pub fn find_text(&self, text: &str) -> Option<TextId> {

@@ -27,7 +27,8 @@
 use crate::batch::{Batch, Column, Field, Interner, Kind, marks};
 use crate::pack::{Writer, frame, write_planes, zigzag};
 use crate::{Service, bloom::Bloom};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashTable};
+use std::hash::BuildHasher;
 use std::ops::Range;
 
 pub const BLOCK_VERSION: u32 = 1;
@@ -127,6 +128,32 @@ fn reference(batch: u32, ordinal: u32) -> u64 {
     u64::from(batch) << 32 | u64::from(ordinal)
 }
 
+/// Finds trace ids by ordinal. The ids are not in the table: of logs each may have a trace of its own, and then most of what looking them up
+/// costs is fetching the table's memory.
+struct Traces {
+    table: HashTable<u32>,
+    hasher: foldhash::fast::RandomState,
+}
+
+impl Traces {
+    fn with_room(traces: usize) -> Traces {
+        Traces { table: HashTable::with_capacity(traces), hasher: foldhash::fast::RandomState::default() }
+    }
+
+    /// The ordinal of a trace id among `ids`, from 1; it is added if it is new.
+    fn ordinal(&mut self, id: &[u8; 16], ids: &mut Vec<[u8; 16]>) -> u32 {
+        let hash = |id: &[u8; 16]| self.hasher.hash_one(u128::from_le_bytes(*id));
+        let code = hash(id);
+        if let Some(known) = self.table.find(code, |ordinal| ids[*ordinal as usize - 1] == *id) {
+            return *known;
+        }
+        ids.push(*id);
+        let ordinal = ids.len() as u32;
+        self.table.insert_unique(code, ordinal, |ordinal| hash(&ids[*ordinal as usize - 1]));
+        ordinal
+    }
+}
+
 /// Per batch: what its references mean in the block.
 struct Mapped<'a> {
     batch: &'a Batch,
@@ -220,10 +247,7 @@ impl<'a> Encoder<'a> {
         let mut lanes = HashMap::new();
         let mut columns = HashMap::new();
         let mut shapes = HashMap::new();
-        let mut traces = HashMap::with_capacity_and_hasher(
-            batches.iter().map(|b| b.trace_ids.len()).sum::<usize>().min(BLOCK_ROWS),
-            foldhash::fast::RandomState::default(),
-        );
+        let mut traces = Traces::with_room(batches.iter().map(|b| b.trace_ids.len()).sum::<usize>().min(BLOCK_ROWS));
         for batch in batches {
             let mut strings = vec![UNASKED; batch.strings.len()];
             mark_bodies(batch, &mut strings);
@@ -286,14 +310,8 @@ impl<'a> Encoder<'a> {
                 })
                 .collect();
             let plan = batch.shape_columns.iter().map(|c| (batch_columns[*c as usize], Word::of(&batch.columns[*c as usize]))).collect();
-            let batch_traces = std::iter::once(0)
-                .chain(batch.trace_ids.iter().map(|id| {
-                    *traces.entry(*id).or_insert_with(|| {
-                        encoder.trace_ids.push(*id);
-                        encoder.trace_ids.len() as u32
-                    })
-                }))
-                .collect();
+            let batch_traces =
+                std::iter::once(0).chain(batch.trace_ids.iter().map(|id| traces.ordinal(id, &mut encoder.trace_ids))).collect();
             encoder.rows += batch.rows();
             encoder.mapped.push(Mapped {
                 batch,
@@ -746,7 +764,7 @@ fn write_patterns<'a>(strings: impl Iterator<Item = &'a [u8]>, count: usize, out
             if code == patterns_max {
                 return false;
             }
-            places.push(vec![Vec::new(); numbers.len()]);
+            places.push(numbers.iter().map(|_| Vec::with_capacity(count / 8)).collect());
         }
         codes.push(code as u64);
         for (place, number) in places[code].iter_mut().zip(&numbers) {

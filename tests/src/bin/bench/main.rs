@@ -83,7 +83,7 @@ fn main() {
         ingest(&runtime, &spans, &bodies, seconds);
     }
     if wanted("logs") {
-        logs(&runtime, seconds);
+        logs(&runtime, prost(&bodies, items_of(&spans)), seconds);
     }
     if wanted("queries") {
         queries::ask(&runtime, &spans, query_spans, argument("data").as_deref());
@@ -94,23 +94,25 @@ fn items_of(templates: &[corpus::Template]) -> usize {
     templates.iter().map(|t| t.items).sum()
 }
 
+/// What it costs merely to decode these bodies into structs, CPU seconds per million spans: how fast the machine is at the moment.
+fn prost(bodies: &[Vec<u8>], items: usize) -> f64 {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    let start = thread_cpu();
+    let mut decoded = 0usize;
+    while thread_cpu() - start < 3.0 {
+        for body in bodies {
+            decoded += ExportTraceServiceRequest::decode(&body[..]).map_or(0, |r| r.resource_spans.len().min(1) * items / bodies.len());
+        }
+    }
+    (thread_cpu() - start) / decoded as f64 * 1e6
+}
+
 fn ingest(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<corpus::Template>>, bodies: &[Vec<u8>], seconds: u64) {
     let items = items_of(spans);
     let bytes: usize = spans.iter().map(|t| t.body.len()).sum();
     row("span of the corpus, bytes", format!("{:.0}", bytes as f64 / items as f64));
 
-    // What it costs merely to decode the same bodies.
-    let prost = {
-        use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-        let start = thread_cpu();
-        let mut decoded = 0usize;
-        while thread_cpu() - start < 3.0 {
-            for body in bodies {
-                decoded += ExportTraceServiceRequest::decode(&body[..]).map_or(0, |r| r.resource_spans.len().min(1) * items / bodies.len());
-            }
-        }
-        (thread_cpu() - start) / decoded as f64 * 1e6
-    };
+    let prost = prost(bodies, items);
     row("prost decode, CPU s per million spans", format!("{prost:.2}"));
 
     let mut http_cost = 0.0;
@@ -145,7 +147,7 @@ fn ingest(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<corpus::Template>>,
     }
 }
 
-fn logs(runtime: &tokio::runtime::Runtime, seconds: u64) {
+fn logs(runtime: &tokio::runtime::Runtime, prost: f64, seconds: u64) {
     let logs = Arc::new(corpus::logs(1, 192, 512));
     let directory = tempfile::tempdir().expect("a directory");
     let server = Server::start(directory.path());
@@ -154,7 +156,7 @@ fn logs(runtime: &tokio::runtime::Runtime, seconds: u64) {
     let cpu = cpu_seconds(server.id());
     let (took, accepted) = runtime.block_on(send(&server, &load(seconds * 300_000)));
     let cpu = (cpu_seconds(server.id()) - cpu) / accepted as f64 * 1e6;
-    row("logs: CPU s per million", format!("{cpu:.2}"));
+    row("logs: CPU s per million", format!("{cpu:.2} ({:.2} x prost on spans, {prost:.2})", cpu / prost));
     row("logs: logs/s", format!("{:.0}", accepted as f64 / took));
     let all = stored(&server, "logs");
     assert_eq!(server.terminate(), Some(0));
