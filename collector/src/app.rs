@@ -8,6 +8,7 @@ use crate::ingest::Ingest;
 use crate::receive::{self, InFlight, Receivers, Token, serve::serve};
 use crate::self_metrics::SelfMetrics;
 use axum::Router;
+use firstfall_dashboard::health::LiveObjectives;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -35,6 +36,7 @@ pub struct Server {
     tasks: Vec<tokio::task::JoinHandle<()>>,
     receivers: Arc<Receivers>,
     watch: Arc<Watch>,
+    objectives: LiveObjectives,
 }
 
 async fn bind(name: &str, address: &str, config: &Config) -> Result<(TcpListener, SocketAddr), CannotStart> {
@@ -84,12 +86,13 @@ impl Server {
         };
         let watch = Arc::new(watch);
         let metrics = Arc::new(SelfMetrics::new(receivers.clone(), watch.clone()));
+        let objectives = LiveObjectives::new(config.objectives.clone());
         let (stop, stopped) = watch::channel(false);
         let alerts = Arc::new(Alerts { outbox: outbox.clone(), reader: receivers.ingest.reader() });
         let web_router = receive::http_routes(receivers.clone())
             .merge(receive::behind_token(
                 receivers.clone(),
-                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone(), alerts, config.objectives.clone()),
+                firstfall_dashboard::router(receivers.ingest.reader(), metrics.clone(), watch.clone(), alerts, objectives.clone()),
             ))
             .merge(metrics.routes());
         let routers: [(TcpListener, Router); 3] = [
@@ -99,7 +102,7 @@ impl Server {
         ];
         let mut tasks = deliver::start(&outbox, &receivers.ingest.reader(), &stopped);
         tasks.extend(routers.into_iter().map(|(listener, router)| tokio::spawn(serve(listener, router, stopped.clone()))));
-        Ok(Server { bound: Bound { otlp_grpc, otlp_http, web }, stop, tasks, receivers, watch })
+        Ok(Server { bound: Bound { otlp_grpc, otlp_http, web }, stop, tasks, receivers, watch, objectives })
     }
 
     /// Prints what is bound; scripts and tests wait for `ready`.
@@ -108,6 +111,12 @@ impl Server {
         println!("listening otlp-http={}", self.bound.otlp_http);
         println!("listening web={}", self.bound.web);
         println!("ready");
+    }
+
+    /// Takes over those settings that can change while it runs.
+    pub fn change(&self, config: &Config) {
+        self.receivers.ingest.change(config.limits.clone(), config.store.retention);
+        self.objectives.replace(config.objectives.clone());
     }
 
     /// Accepts nothing new, answers what is in flight, makes it durable and seals it.

@@ -247,15 +247,60 @@ settings! {
     "health.latency": "How long 19 of 20 requests may take before a service is degraded; default none.",
         |c, t| c.objectives.default.latency_ns = if t.is_empty() { None } else { Some(duration(t)?.as_nanos() as u64) },
         |c| c.objectives.default.latency_ns.map_or(String::new(), |ns| time(Duration::from_nanos(ns)));
-    "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention_age = duration(t)?,
-        |c| time(c.store.retention_age);
-    "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention_bytes = size(t)?,
-        |c| bytes(c.store.retention_bytes);
-    "retention.rollups": "How long rates, errors and latencies are kept; default 400d.", |c, t| c.store.retention_rollups = duration(t)?,
-        |c| time(c.store.retention_rollups);
+    "retention.age": "How long spans, logs and points are kept; default 7d.", |c, t| c.store.retention.age = duration(t)?,
+        |c| time(c.store.retention.age);
+    "retention.bytes": "How much they may take; default 50GB. The oldest partitions go first.", |c, t| c.store.retention.bytes = size(t)?,
+        |c| bytes(c.store.retention.bytes);
+    "retention.rollups": "How long rates, errors and latencies are kept; default 400d.", |c, t| c.store.retention.rollups = duration(t)?,
+        |c| time(c.store.retention.rollups);
+}
+
+/// Settings that can change while the server runs.
+const LIVE: &[&str] = &[
+    "server.log_level",
+    "limits.attributes_max",
+    "limits.key_bytes_max",
+    "limits.value_bytes_max",
+    "limits.body_bytes_max",
+    "limits.name_bytes_max",
+    "limits.events_max",
+    "limits.nesting_max",
+    "limits.redact",
+    "health.errors",
+    "health.latency",
+    "objectives",
+    "retention.age",
+    "retention.bytes",
+    "retention.rollups",
+];
+
+/// What differs between two readings of the settings, by path.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Can be taken over while the server runs.
+    pub live: Vec<&'static str>,
+    /// Waits for a restart.
+    pub at_restart: Vec<&'static str>,
 }
 
 impl Config {
+    pub fn changed(&self, newer: &Config) -> Changed {
+        let plain = SETTINGS.iter().filter(|setting| (setting.get)(self) != (setting.get)(newer)).map(|setting| setting.path);
+        let mut paths: Vec<&'static str> = plain.collect();
+        // These do not print all that they are.
+        for (path, differs) in [
+            ("server.token", self.token != newer.token),
+            ("objectives", self.objectives.by_service != newer.objectives.by_service),
+            ("receivers", self.receivers != newer.receivers),
+        ] {
+            if differs && !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        let (live, at_restart) = paths.into_iter().partition(|path| LIVE.contains(path));
+        Changed { live, at_restart }
+    }
+
     /// Reads a file's text and the environment. All mistakes at once, a line each.
     pub fn read(file: Option<(&str, &str)>, environment: impl Iterator<Item = (String, String)>) -> Result<Config, String> {
         let mut config = Config::default();
@@ -489,6 +534,17 @@ mod tests {
         assert_eq!(reference(&again), printed);
         assert!(again.limits.redact.is_secret(b"user.pin") && !again.limits.redact.is_secret(b"password"));
         assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn what_differs_is_told_apart_by_when_it_can_change() {
+        let before = check("[server]\ntoken = 'a'\n[retention]\nage = '1d'\n", &[]).expect("valid");
+        let after = check("[server]\ntoken = 'b'\nweb = '127.0.0.1:1'\n[objectives.cart]\nerrors = '2%'\n[limits]\nredact = 'pin'\n", &[]);
+        let changed = before.changed(&after.expect("valid"));
+        assert_eq!(changed.live, ["limits.redact", "retention.age", "objectives"]);
+        assert_eq!(changed.at_restart, ["server.web", "server.token"]);
+        assert_eq!(before.changed(&before), Changed::default());
+        assert!(LIVE.iter().all(|path| *path == "objectives" || SETTINGS.iter().any(|setting| setting.path == *path)));
     }
 
     #[test]

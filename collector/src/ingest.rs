@@ -6,8 +6,9 @@
 
 use crate::decode::{self, Format};
 use crate::validate::{Discards, Intake, Limits, Reason, Trim};
-use firstfall_store::{Admission, Answer, Refusal, RequestHash, Signal, Store, TicketResult};
+use firstfall_store::{Admission, Answer, Refusal, RequestHash, Retention, Signal, Store, TicketResult};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::Xxh3;
@@ -37,13 +38,13 @@ impl From<Refusal> for Refused {
 
 pub struct Ingest {
     store: Store,
-    limits: Limits,
+    limits: RwLock<Limits>,
     pub counters: Counters,
 }
 
 impl Ingest {
     pub fn new(store: Store, limits: Limits) -> Ingest {
-        Ingest { store, limits, counters: Counters::default() }
+        Ingest { store, limits: RwLock::new(limits), counters: Counters::default() }
     }
 
     /// Takes an inflated request body. When it returns an answer, the items are durable and visible.
@@ -64,7 +65,7 @@ impl Ingest {
                 return Ok(first.await.map_err(|_| Refused::Closing)??);
             }
         };
-        let mut intake = Intake::new(signal, self.limits.clone(), now, body.len());
+        let mut intake = Intake::new(signal, self.limits(), now, body.len());
         decode::request(format, signal, body, &mut intake).map_err(|error| Refused::Unreadable(error.0))?;
         let (batch, discards) = intake.finish();
         let answer = Answer { accepted: batch.rows() as u64, rejected: discards.rejected_total(), message: discards.sentence(signal) };
@@ -77,6 +78,16 @@ impl Ingest {
         let answer = answered.await.map_err(|_| Refused::Closing)??;
         self.counters.count(signal, &answer, &discards);
         Ok(answer)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What comes from now on is held to these limits, and kept for so long.
+    pub fn change(&self, limits: Limits, retention: Retention) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+        self.store.set_retention(retention);
     }
 
     pub fn reader(&self) -> firstfall_store::Reader {

@@ -8,6 +8,7 @@ use collector::config::{self, Config};
 use collector::demo;
 use collector::doctor;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
@@ -79,10 +80,16 @@ fn settings(options: ServeOptions) -> Result<Config, CannotStart> {
     Ok(config)
 }
 
-fn log_to_stderr(level: &str) -> Result<(), CannotStart> {
-    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| usage(format!("log level {level:?}: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    Ok(())
+/// Sets how much is logged from now on.
+type SetLevel = Box<dyn Fn(&str) -> Result<(), String>>;
+
+fn log_to_stderr(level: &str) -> Result<SetLevel, CannotStart> {
+    let filter = |level: &str| EnvFilter::try_new(level).map_err(|error| format!("log level {level:?}: {error}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter(level).map_err(usage)?).with_writer(std::io::stderr);
+    let builder = builder.with_filter_reloading();
+    let handle = builder.reload_handle();
+    builder.init();
+    Ok(Box::new(move |level| handle.reload(filter(level)?).map_err(|error| error.to_string())))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, CannotStart> {
@@ -90,18 +97,39 @@ fn runtime() -> Result<tokio::runtime::Runtime, CannotStart> {
 }
 
 fn serve(options: ServeOptions) -> Result<(), CannotStart> {
-    let config = settings(options)?;
-    log_to_stderr(&config.log_level)?;
+    let mut config = settings(options.clone())?;
+    let set_level = log_to_stderr(&config.log_level)?;
     runtime()?.block_on(async {
         // Before anything is bound, so that a signal right after the start ends it in good order too.
         let mut stop = Signals::listen()?;
         let server = Server::start(&config).await?;
         server.announce();
-        stop.wait(options_reload).await;
+        stop.wait(|| match settings(options.clone()) {
+            Ok(newer) => take_over(&server, &mut config, newer, &set_level),
+            Err(error) => tracing::error!("SIGHUP: {}\nthe server goes on as before", error.message),
+        })
+        .await;
         tracing::info!("stopping: answering what is in flight and sealing what is live");
         server.stop().await;
         Ok(())
     })
+}
+
+/// Takes over what can change while the server runs, and says what waits for a restart. `config` stays what is in force.
+fn take_over(server: &Server, config: &mut Config, newer: Config, set_level: &SetLevel) {
+    let changed = config.changed(&newer);
+    config.limits = newer.limits;
+    config.store.retention = newer.store.retention;
+    config.objectives = newer.objectives;
+    server.change(config);
+    if config.log_level != newer.log_level {
+        match set_level(&newer.log_level) {
+            Ok(()) => config.log_level = newer.log_level,
+            Err(mistake) => tracing::error!("SIGHUP: {mistake}; it stays {}", config.log_level),
+        }
+    }
+    let list = |paths: &[&str]| if paths.is_empty() { "nothing".to_owned() } else { paths.join(", ") };
+    tracing::info!("SIGHUP: changed: {}; waits for a restart: {}", list(&changed.live), list(&changed.at_restart));
 }
 
 fn demo(options: DemoOptions) -> Result<(), CannotStart> {
@@ -112,7 +140,7 @@ fn demo(options: DemoOptions) -> Result<(), CannotStart> {
     if !own_directory {
         config.data_dir = scratch.clone();
     }
-    log_to_stderr("warn")?;
+    let _ = log_to_stderr("warn")?;
     let result = runtime()?.block_on(async {
         let mut stop = Signals::listen()?;
         demo::run(config, options.rate, options.pause, stop.wait(|| ())).await
@@ -121,11 +149,6 @@ fn demo(options: DemoOptions) -> Result<(), CannotStart> {
         let _ = std::fs::remove_dir_all(&scratch);
     }
     result
-}
-
-/// SIGHUP asks to read the settings again; those that can change while running do.
-fn options_reload() {
-    tracing::info!("SIGHUP: no setting of this version can change while it runs; restart to apply changes");
 }
 
 struct Signals {
@@ -141,7 +164,8 @@ impl Signals {
         Ok(Signals { term: listen(SignalKind::terminate())?, int: listen(SignalKind::interrupt())?, hup: listen(SignalKind::hangup())? })
     }
 
-    async fn wait(&mut self, reload: fn()) {
+    /// Returns when it is time to stop; SIGHUP calls `reload` meanwhile.
+    async fn wait(&mut self, mut reload: impl FnMut()) {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return,

@@ -6,6 +6,7 @@
 
 use firstfall_store::query::ServiceSummary;
 use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum State {
@@ -55,6 +56,24 @@ pub struct Objectives {
 impl Objectives {
     pub fn of(&self, service: &str) -> Objective {
         self.by_service.get(service).copied().unwrap_or(self.default)
+    }
+}
+
+/// Objectives that may change while pages show them.
+#[derive(Clone, Debug, Default)]
+pub struct LiveObjectives(Arc<RwLock<Objectives>>);
+
+impl LiveObjectives {
+    pub fn new(objectives: Objectives) -> LiveObjectives {
+        LiveObjectives(Arc::new(RwLock::new(objectives)))
+    }
+
+    pub fn of(&self, service: &str) -> Objective {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).of(service)
+    }
+
+    pub fn replace(&self, objectives: Objectives) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = objectives;
     }
 }
 

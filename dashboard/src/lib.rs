@@ -23,7 +23,7 @@ use firstfall_store::edge::EdgeCell;
 use firstfall_store::incident::{Diagnosis, Topology};
 use firstfall_store::query::Budget;
 use firstfall_store::{Error, Nanos, Reader, Signal};
-use health::Objectives;
+use health::LiveObjectives;
 use std::sync::Arc;
 
 /// What came in since start, as the collector counts it.
@@ -76,7 +76,7 @@ pub(crate) struct App {
     pub intake: Arc<dyn Intake>,
     pub insight: Arc<dyn Insight>,
     pub alerting: Arc<dyn Alerting>,
-    pub objectives: Arc<Objectives>,
+    pub objectives: LiveObjectives,
 }
 
 const STYLE: &str = include_str!("../assets/style.css");
@@ -87,9 +87,9 @@ pub fn router(
     intake: Arc<impl Intake + 'static>,
     insight: Arc<impl Insight + 'static>,
     alerting: Arc<impl Alerting + 'static>,
-    objectives: Objectives,
+    objectives: LiveObjectives,
 ) -> Router {
-    let app = App { reader, intake, insight, alerting, objectives: Arc::new(objectives) };
+    let app = App { reader, intake, insight, alerting, objectives };
     Router::new()
         .route("/", get(pages::home::show))
         .route("/services", get(pages::services::show))

@@ -2,6 +2,7 @@
 
 use harness::{Server, corpus, wait_for};
 use serde_json::{Value as Json, json};
+use std::process::Command;
 
 const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -102,6 +103,41 @@ fn a_bad_span_costs_its_neighbours_nothing_and_is_counted_with_its_reason() {
     );
     assert!(server.page("/metrics").1.contains("firstfall_items_rejected_total{signal=\"spans\",reason=\"time_missing\"} 1"));
     assert!(server.page("/settings").1.contains("time_too_far_ahead"));
+}
+
+#[test]
+fn settings_that_can_change_do_so_at_sighup_and_mistakes_change_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("ff.toml");
+    let path = file.display().to_string();
+    std::fs::write(&file, "[limits]\nname_bytes_max = '100B'\n").expect("writable");
+    let server = Server::start_with(directory.path(), &["--config", &path], &[]);
+    let mut sent = 0u64;
+    // The length that a name of 80 bytes is kept at.
+    let mut kept = || {
+        sent += 1;
+        let (start, id) = (now() - 1_000_000_000, format!("{sent:016x}"));
+        let (status, _) = server.send_json("traces", &request("shop", &[span(&"5b".repeat(16), &id, &"n".repeat(80), start)]));
+        assert_eq!(status, 200);
+        server.sql(&format!("SELECT length(name) FROM spans WHERE span_id = '{id}'"))[0][0].as_u64().expect("a length")
+    };
+    let hang_up = || assert!(Command::new("kill").args(["-HUP", &server.id().to_string()]).status().is_ok_and(|s| s.success()));
+    assert_eq!(kept(), 80);
+    std::fs::write(&file, "[limits]\nname_bytes_max = '50B'\n[server]\nweb = '127.0.0.1:1'\n").expect("writable");
+    hang_up();
+    wait_for("the new limit", || (kept() == 50).then_some(()));
+    // One good line beside a bad one is not taken over.
+    std::fs::write(&file, "[limits]\nname_bytes_max = '30B'\n[retention]\nages = '1d'\n").expect("writable");
+    hang_up();
+    assert_eq!((kept(), kept()), (50, 50));
+    std::fs::write(&file, "[limits]\nname_bytes_max = '40B'\n").expect("writable");
+    hang_up();
+    wait_for("a good file again", || {
+        let kept = kept();
+        assert_ne!(kept, 30);
+        (kept == 40).then_some(())
+    });
+    assert_eq!(server.terminate(), Some(0));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use collector::decode::{self, Format};
 use collector::validate::{Intake, Limits};
 use firstfall_store::query::{Budget, ServiceQuestion};
-use firstfall_store::{Admission, Answer, Options, Reader, RequestHash, Signal, Store};
+use firstfall_store::{Admission, Answer, Options, Reader, RequestHash, Retention, Signal, Store};
 use harness::{corpus, wait_for};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -98,8 +98,7 @@ fn retention_drops_whole_partitions_and_keeps_their_rollups() {
             generation_rows: 50,
             // Each generation gets a partition of its own.
             partition_bytes: 1,
-            retention_bytes: bytes,
-            retention_age: age,
+            retention: Retention { bytes, age, ..Retention::default() },
             upkeep_pause: Duration::from_millis(5),
             ..Options::default()
         };
@@ -118,7 +117,8 @@ fn retention_drops_whole_partitions_and_keeps_their_rollups() {
         });
         assert_eq!(counted(&reader), sent, "rollups outlive their spans");
         store.close();
-        let store = Store::open(directory.path(), Options { retention_bytes: bytes, ..Options::default() }).expect("it opens again");
+        let store = Store::open(directory.path(), Options { retention: Retention { bytes, ..Retention::default() }, ..Options::default() })
+            .expect("it opens again");
         assert_eq!(counted(&store.reader()), sent, "after a restart");
     }
 }

@@ -9,6 +9,7 @@ use crate::incident::clamp;
 use crate::meta::Meta;
 use crate::node::{Node, NodeKind};
 use crate::pack::Cursor;
+use crate::partition::lock;
 use crate::{Error, Nanos, Reader, Service};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use std::collections::HashMap;
@@ -267,7 +268,7 @@ impl Reader {
     /// Puts the minutes of hours long past together, and forgets what is older than rollups are kept. Returns how many rows went.
     pub fn tidy_edges(&self, now: Nanos) -> Result<usize, Error> {
         let Some(edges) = &self.shared.edges else { return Ok(0) };
-        let oldest = now.saturating_sub(self.shared.options.retention_rollups.as_nanos() as Nanos);
+        let oldest = now.saturating_sub(lock(&self.shared.retention).rollups.as_nanos() as Nanos);
         let mut gone = edges.with(|connection| connection.execute("DELETE FROM edges WHERE start < ?1", [clamp(oldest)]))?;
         let fine = now.saturating_sub(FINE_FOR) / HOUR * HOUR;
         // The writer of new minutes, and pages, come in between.

@@ -41,5 +41,5 @@ mod writer;
 pub use error::{Damaged, Error, Refusal};
 pub use id::{NANOS_PER_SECOND, Nanos, NotAnId, Service, Signal, SpanId, TraceId};
 pub use recent::{Answer, RequestHash};
-pub use store::{Admission, Durability, Options, Reader, Storage, Store, Tap, TicketResult};
+pub use store::{Admission, Durability, Options, Reader, Retention, Storage, Store, Tap, TicketResult};
 pub use writer::Place;

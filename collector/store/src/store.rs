@@ -39,6 +39,23 @@ pub enum Durability {
     Memory,
 }
 
+/// How long things are kept. May change while the store is open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// Items are dropped, a partition at a time, when all of a partition arrived longer ago than this …
+    pub age: Duration,
+    /// … or all partitions together are larger than this.
+    pub bytes: u64,
+    /// Rollups are kept this long.
+    pub rollups: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { age: Duration::from_secs(7 * 86_400), bytes: 50_000_000_000, rollups: Duration::from_secs(400 * 86_400) }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Options {
     pub durability: Durability,
@@ -53,12 +70,7 @@ pub struct Options {
     /// New items are refused when the volume has less room than this, so that sealing can still free the journal.
     pub disk_reserve_bytes: u64,
     pub cardinality: Cardinality,
-    /// Items are dropped, a partition at a time, when all of a partition arrived longer ago than this …
-    pub retention_age: Duration,
-    /// … or all partitions together are larger than this.
-    pub retention_bytes: u64,
-    /// Rollups are kept this long.
-    pub retention_rollups: Duration,
+    pub retention: Retention,
     /// A new partition begins when the newest is larger than this, or a day has passed.
     pub partition_bytes: u64,
     /// How often small blocks are merged, rollups added up and retention applied.
@@ -89,9 +101,7 @@ impl Default for Options {
             backlog_bytes_max: 128 << 20,
             disk_reserve_bytes: 64 << 20,
             cardinality: Cardinality::default(),
-            retention_age: Duration::from_secs(7 * 86_400),
-            retention_bytes: 50_000_000_000,
-            retention_rollups: Duration::from_secs(400 * 86_400),
+            retention: Retention::default(),
             partition_bytes: 2 << 30,
             upkeep_pause: Duration::from_secs(5),
             tap: Tap::default(),
@@ -118,6 +128,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     pub(crate) view: RwLock<View>,
     pub(crate) spares: Spares,
+    pub(crate) retention: Mutex<Retention>,
     pub(crate) recent: Mutex<Recent>,
     pub(crate) queue: Mutex<Queue>,
     pub(crate) queued: Condvar,
@@ -207,6 +218,7 @@ impl Store {
             options,
             view: RwLock::new(view),
             spares: Spares::of(&journal_directory),
+            retention: Mutex::default(),
             recent: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),
@@ -220,6 +232,7 @@ impl Store {
             last_failure: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
         });
+        *lock(&shared.retention) = shared.options.retention;
         shared.spares.clear()?;
         let next = shared.recover(true)?;
         shared.measure_disk();
@@ -271,6 +284,11 @@ impl Store {
         }
         recent.begin(hash);
         Ok(Admission::New(Place::new(self.shared.clone(), hash)))
+    }
+
+    /// From now on things are kept for so long.
+    pub fn set_retention(&self, retention: Retention) {
+        *lock(&self.shared.retention) = retention;
     }
 
     /// Refuses what comes from now on.
@@ -328,6 +346,7 @@ impl Reader {
             options: Options::default(),
             view: RwLock::new(view),
             spares: Spares::of(&journal_directory),
+            retention: Mutex::default(),
             recent: Mutex::default(),
             queue: Mutex::default(),
             queued: Condvar::new(),

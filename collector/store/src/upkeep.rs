@@ -1,7 +1,7 @@
 //! What happens in the background: small blocks are merged, old partitions dropped, the room on the disk is watched.
 
 use crate::block::BLOCK_ROWS;
-use crate::partition::{BlockInfo, Partition, Pinned};
+use crate::partition::{BlockInfo, Partition, Pinned, lock};
 use crate::rebuild::batch_of;
 use crate::recent::REMEMBERED;
 use crate::rollup::{self, Level, MINUTE};
@@ -68,7 +68,8 @@ impl Shared {
 
     /// Drops partitions by age and by bytes, oldest first, after their rollups are folded into `rollups.db`.
     fn retain(&self) -> Result<(), Error> {
-        let oldest_allowed = now().saturating_sub(self.options.retention_age.as_nanos() as u64);
+        let retention = *lock(&self.retention);
+        let oldest_allowed = now().saturating_sub(retention.age.as_nanos() as u64);
         let mut bytes: u64 = Signal::ALL.iter().flat_map(|s| self.partitions(*s)).map(|p| p.byte_len()).sum();
         loop {
             // A partition ends where the next of its signal begins; the newest is still open and stays.
@@ -82,7 +83,7 @@ impl Shared {
             let Some((ended, partition)) = oldest else {
                 return Ok(());
             };
-            if ended >= oldest_allowed && bytes <= self.options.retention_bytes {
+            if ended >= oldest_allowed && bytes <= retention.bytes {
                 return Ok(());
             }
             let size = partition.byte_len();
@@ -146,7 +147,7 @@ impl Shared {
                 }
             }
         }
-        let oldest = now().saturating_sub(self.options.retention_rollups.as_nanos() as u64) / MINUTE * MINUTE;
+        let oldest = now().saturating_sub(lock(&self.retention).rollups.as_nanos() as u64) / MINUTE * MINUTE;
         target.add_rollups(partition.created as i64, &new_services, &folded, oldest)?;
         Ok(target)
     }
