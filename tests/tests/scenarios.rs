@@ -57,7 +57,7 @@ fn through_the_real_binary_forty_services_and_a_failure_are_one_incident() {
     }
 }
 
-/// What is told of the incidents: when and how they began, where, and how they spread.
+/// What is told of the incidents: when and how they began, where, how they spread, and the evidence with its counts.
 fn told(server: &Server) -> Vec<serde_json::Value> {
     let all = server.api("/api/v1/incidents")["incidents"].as_array().cloned().unwrap_or_default();
     let of = |incident: &serde_json::Value| {
@@ -68,6 +68,7 @@ fn told(server: &Server) -> Vec<serde_json::Value> {
             "origin": incident["origins"][0]["service"],
             "trigger": incident["trigger"],
             "hops": hops.collect::<Vec<_>>(),
+            "evidence": server.api(&format!("/api/v1/incidents/{}", incident["id"].as_str().unwrap_or("")))["evidence"],
         })
     };
     all.iter().map(of).collect()

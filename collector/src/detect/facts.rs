@@ -35,6 +35,10 @@ pub struct SpanFact {
     pub peer: Option<NodeId>,
     /// How many spans it stands for, where they are sampled.
     pub weight: u32,
+    /// It says itself that this call is made again.
+    pub again: bool,
+    /// The library that tells of it, where it is a call to a database; else 0.
+    pub layer: TextId,
 }
 
 /// Answers that say no. Each alone is ordinary; a surge of one is a symptom: a certificate or token that ran out, rights that somebody took away,
@@ -260,6 +264,7 @@ enum Says {
     RpcService,
     HttpStatus,
     GrpcStatus,
+    ResendCount,
 }
 
 fn says(key: &str) -> Says {
@@ -274,6 +279,7 @@ fn says(key: &str) -> Says {
         "messaging.destination.name" | "messaging.destination" => Says::Destination,
         "rpc.service" => Says::RpcService,
         "http.response.status_code" | "http.status_code" => Says::HttpStatus,
+        "http.request.resend_count" | "http.resend_count" => Says::ResendCount,
         "rpc.response.status_code" | "rpc.grpc.status_code" => Says::GrpcStatus,
         _ => Says::Nothing,
     }
@@ -293,13 +299,14 @@ struct Callee<'a> {
     rpc_service: &'a str,
     http_status: i64,
     grpc_status: i64,
+    resend_count: i64,
 }
 
 impl<'a> Callee<'a> {
     fn note(&mut self, says: Says, value: ValueRef<'a>) {
         let slot = match says {
             Says::Nothing => return,
-            Says::Port | Says::HttpStatus | Says::GrpcStatus => {
+            Says::Port | Says::HttpStatus | Says::GrpcStatus | Says::ResendCount => {
                 let number = match value {
                     ValueRef::Int(number) => number,
                     // Later conventions write gRPC's codes as words.
@@ -312,6 +319,7 @@ impl<'a> Callee<'a> {
                 let slot = match says {
                     Says::Port => &mut self.port,
                     Says::HttpStatus => &mut self.http_status,
+                    Says::ResendCount => &mut self.resend_count,
                     _ => &mut self.grpc_status,
                 };
                 *slot = number;
@@ -400,6 +408,13 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
         .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
         .collect();
     let weights = Weights::of(batch);
+    let with_databases = roles.contains(&Says::DbSystem);
+    // The libraries that tell of calls, where it matters.
+    let layers: Vec<TextId> = batch
+        .contexts
+        .iter()
+        .map(|(_, scope)| if with_databases { names.scope(batch.blobs.get(batch.scopes[*scope as usize])) } else { 0 })
+        .collect();
     let with_status = roles.iter().any(|role| matches!(role, Says::HttpStatus | Says::GrpcStatus));
     let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
     facts.spans.reserve(batch.rows() >> thinning.0);
@@ -420,6 +435,8 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             }
         }
         let (http_status, grpc_status) = (std::mem::take(&mut callee.http_status), std::mem::take(&mut callee.grpc_status));
+        let again = std::mem::take(&mut callee.resend_count) > 0;
+        let layer = if callee.db_system.is_empty() { 0 } else { layers[batch.lanes[batch.lane[row] as usize].context as usize] };
         let refusal = Refusal::of(http_status, grpc_status);
         if calls {
             // Clients mark 4xx as errors; it is no failure of the callee, and the caller says by itself whether it failed by it.
@@ -444,6 +461,8 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             refusal,
             peer: peer.filter(|peer| *peer != node),
             weight: weights.at(row),
+            again,
+            layer,
         });
     }
 }
@@ -693,9 +712,31 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// An internal span.
+    pub fn span(id: u64, parent: u64, node: NodeId, start: u64, end: u64) -> SpanFact {
+        SpanFact {
+            trace: [1; 16],
+            span: id,
+            parent,
+            node,
+            operation: 0,
+            kind: INTERNAL,
+            start,
+            end,
+            ahead: 0,
+            failed: false,
+            request: false,
+            refusal: None,
+            peer: None,
+            weight: 1,
+            again: false,
+            layer: 0,
+        }
+    }
 
     proptest! {
         #[test]

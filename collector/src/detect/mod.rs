@@ -7,6 +7,7 @@
 //!
 //! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
+pub mod calls;
 pub mod changes;
 pub mod clocks;
 pub mod describe;
@@ -16,6 +17,7 @@ pub mod join;
 pub mod judge;
 pub mod names;
 pub mod rank;
+pub mod tree;
 pub mod watch;
 pub mod windows;
 

@@ -3,6 +3,7 @@
 
 use super::facts::Sender;
 use firstfall_store::Service;
+use firstfall_store::value::{Scope, Stored};
 use hashbrown::HashMap;
 
 pub use firstfall_store::node::{Node, NodeKind};
@@ -27,12 +28,24 @@ fn cut(text: &str) -> &str {
     &text[..end]
 }
 
-/// Resources that are remembered with what they say, each below so many bytes; when they are more, all are read anew.
+/// Resources, and scopes, that are remembered with what they say, each below so many bytes; when they are more, all are read anew.
 const SENDERS_MAX: usize = 1000;
 const SENDER_BYTES_MAX: usize = 4096;
 
+/// Keeps what was read of some bytes, and gives it back.
+fn remember<T: Clone>(known: &mut HashMap<Box<[u8]>, T>, bytes: &[u8], read: T) -> T {
+    if bytes.len() <= SENDER_BYTES_MAX {
+        if known.len() >= SENDERS_MAX {
+            known.clear();
+        }
+        known.insert(bytes.into(), read.clone());
+    }
+    read
+}
+
 pub struct Names {
     senders: HashMap<Box<[u8]>, Sender>,
+    scopes: HashMap<Box<[u8]>, TextId>,
     nodes: Vec<Node>,
     node_ids: HashMap<Node, NodeId>,
     texts: Vec<Box<str>>,
@@ -41,8 +54,14 @@ pub struct Names {
 
 impl Default for Names {
     fn default() -> Names {
-        let mut names =
-            Names { senders: HashMap::new(), nodes: Vec::new(), node_ids: HashMap::new(), texts: Vec::new(), text_ids: HashMap::new() };
+        let mut names = Names {
+            senders: HashMap::new(),
+            scopes: HashMap::new(),
+            nodes: Vec::new(),
+            node_ids: HashMap::new(),
+            texts: Vec::new(),
+            text_ids: HashMap::new(),
+        };
         names.text(OTHER);
         names
     }
@@ -98,13 +117,16 @@ impl Names {
             return known.clone();
         }
         let sender = Sender::of(resource, self);
-        if resource.len() <= SENDER_BYTES_MAX {
-            if self.senders.len() >= SENDERS_MAX {
-                self.senders.clear();
-            }
-            self.senders.insert(resource.into(), sender.clone());
+        remember(&mut self.senders, resource, sender)
+    }
+
+    /// The name of a scope, as the store keeps it.
+    pub fn scope(&mut self, scope: &[u8]) -> TextId {
+        if let Some(known) = self.scopes.get(scope) {
+            return *known;
         }
-        sender
+        let name = Scope::from_bytes(scope).map_or(0, |scope| self.text(&scope.name));
+        remember(&mut self.scopes, scope, name)
     }
 
     pub fn find_text(&self, text: &str) -> Option<TextId> {

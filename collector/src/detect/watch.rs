@@ -14,7 +14,7 @@ use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
 use firstfall_store::query::{Budget, Filter, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
-use firstfall_store::{Error, Reader, Signal, Tap};
+use firstfall_store::{Error, Past, Reader, Signal, Tap};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -111,11 +111,13 @@ impl Inlet {
         Watch { shared: self.shared, reader, thread: Mutex::new(None) }
     }
 
-    /// Begins to watch; what the store holds of the last while is looked at first.
+    /// Begins to watch; what the store holds of the last while is looked at first. To be called before anything is accepted.
     pub fn watch(self, reader: Reader, outbox: Arc<Outbox>) -> std::io::Result<Watch> {
         let shared = self.shared.clone();
         let own = reader.clone();
-        let thread = std::thread::Builder::new().name("detect".to_owned()).spawn(move || Watcher::new(shared, own, outbox).run())?;
+        // What comes from now on comes through the tap: it must not be in the past too, or it counts twice.
+        let past = reader.past();
+        let thread = std::thread::Builder::new().name("detect".to_owned()).spawn(move || Watcher::new(shared, own, outbox).run(past))?;
         Ok(Watch { shared: self.shared, reader, thread: Mutex::new(Some(thread)) })
     }
 }
@@ -175,9 +177,10 @@ impl firstfall_dashboard::Insight for Watch {
     fn diagnose(&self, from: u64, to: u64, budget: &Budget) -> Result<Diagnosis, Error> {
         let mut observed = Observed::default();
         let margin = 60 * SECOND;
+        let past = self.reader.past();
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
             let back = if signal == Signal::Metrics { METRIC_HISTORY } else { BASELINE };
-            self.reader.history(signal, from.saturating_sub(back), to.saturating_add(margin), budget, |earliest, batch| {
+            past.read(signal, from.saturating_sub(back), to.saturating_add(margin), budget, |earliest, batch| {
                 // Traces of which nothing has come for two minutes are whole; logs wait for theirs.
                 if signal == Signal::Traces {
                     observed.settle(earliest.saturating_sub(2 * margin));
@@ -283,8 +286,9 @@ impl Watcher {
         }
     }
 
-    fn run(mut self) {
-        self.remember();
+    fn run(mut self, past: Past) {
+        self.remember(&past);
+        drop(past);
         while !self.shared.stop.load(Ordering::Acquire) {
             let batches = {
                 let mut waiting = lock(&self.shared.waiting);
@@ -336,9 +340,9 @@ impl Watcher {
 
     /// What the store holds of the last while, so that a restart forgets nothing: as far back as a baseline and a half reaches, and the
     /// baseline of the oldest open incident. Incidents that are found again keep the id and onset under which people know them.
-    fn remember(&mut self) {
+    fn remember(&mut self, past: &Past) {
         // A sender's clock may be hours ahead.
-        let newest = self.reader.newest().min(now());
+        let newest = past.newest().min(now());
         if newest == 0 {
             return;
         }
@@ -353,7 +357,7 @@ impl Watcher {
         }
         let mut whole = true;
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
-            let result = self.reader.history(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
+            let result = past.read(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
                 let mut observed = lock(&self.shared.observed);
                 if signal == Signal::Traces {
                     observed.settle(earliest.saturating_sub(120 * SECOND));

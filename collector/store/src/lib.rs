@@ -23,6 +23,7 @@ mod meta;
 pub mod node;
 pub mod pack;
 pub mod partition;
+mod past;
 pub mod query;
 mod rebuild;
 mod recent;
@@ -40,6 +41,7 @@ mod writer;
 
 pub use error::{Damaged, Error, Refusal};
 pub use id::{NANOS_PER_SECOND, Nanos, NotAnId, Service, Signal, SpanId, TraceId};
+pub use past::Past;
 pub use recent::{Answer, RequestHash};
 pub use store::{Admission, Durability, Options, Reader, Retention, Storage, Store, Tap, TicketResult};
 pub use writer::Place;

@@ -1,10 +1,10 @@
-//! Batches made again of rows that lie in blocks: for merging blocks, and for those who read history as it came in.
+//! Batches made again of rows that lie in blocks: for merging blocks, and for those who read the past as it came in.
 
 use crate::batch::Batch;
 use crate::builder::{BatchBuilder, Row};
 use crate::partition::{BlockInfo, Partition};
-use crate::query::{Budget, Item, Source};
-use crate::{Error, Nanos, Reader, Signal};
+use crate::query::Item;
+use crate::{Error, Reader, Signal};
 use std::sync::Arc;
 
 /// Makes a batch of items that came out of blocks.
@@ -49,38 +49,4 @@ pub(crate) fn batch_of(reader: &Reader, partition: &Arc<Partition>, blocks: &[Ar
         reader.each_item_of_block(partition, block, |item| rebuilder.push(&item))?;
     }
     Ok(rebuilder.builder.finish())
-}
-
-impl Reader {
-    /// Everything of a signal that may lie between two times, in the order of its earliest time, batch by batch, with that time. A batch may hold
-    /// rows outside of the range.
-    pub fn history(
-        &self,
-        signal: Signal,
-        from: Nanos,
-        to: Nanos,
-        budget: &Budget,
-        mut each: impl FnMut(Nanos, &Batch),
-    ) -> Result<(), Error> {
-        let mut sources: Vec<((Nanos, Nanos), Source)> = self
-            .sources(signal)
-            .into_iter()
-            .map(|source| (source.times(), source))
-            .filter(|((min, max), _)| *min <= to && *max >= from)
-            .collect();
-        sources.sort_by_key(|(times, _)| *times);
-        for ((earliest, _), source) in sources {
-            budget.check()?;
-            match source {
-                Source::Live(batch) => each(earliest, &batch),
-                Source::Block { partition, block } => each(earliest, &batch_of(self, &partition, &[block])?),
-            }
-        }
-        Ok(())
-    }
-
-    /// The latest time of any row that is stored.
-    pub fn newest(&self) -> Nanos {
-        Signal::ALL.into_iter().flat_map(|signal| self.sources(signal)).map(|source| source.times().1).max().unwrap_or(0)
-    }
 }

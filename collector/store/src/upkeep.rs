@@ -8,6 +8,7 @@ use crate::rollup::{self, Level, MINUTE};
 use crate::store::{Shared, now};
 use crate::{Error, Reader, Signal};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -57,13 +58,14 @@ impl Shared {
     fn tidy_partition(&self, reader: &Reader, partition: &Arc<Partition>) -> Result<(), Error> {
         partition.compact_rollups()?;
         partition.forget_requests(now().saturating_sub(REMEMBERED))?;
-        while let Some(blocks) = mergeable(&partition.blocks()) {
-            if self.is_closing() {
+        loop {
+            let _merging = lock(&self.merging);
+            if self.is_closing() || self.pasts.load(Ordering::Acquire) > 0 {
                 return Ok(());
             }
+            let Some(blocks) = mergeable(&partition.blocks()) else { return Ok(()) };
             partition.merge(&blocks, &batch_of(reader, partition, &blocks)?)?;
         }
-        Ok(())
     }
 
     /// Drops partitions by age and by bytes, oldest first, after their rollups are folded into `rollups.db`.
