@@ -47,6 +47,8 @@ pub struct Observed {
     join: Join,
     /// The latest event time of each node.
     newest_of: HashMap<NodeId, u64>,
+    /// The earliest event time of all.
+    earliest: Option<u64>,
     pub thinning: Thinning,
     pub changes: Changes,
 }
@@ -100,8 +102,14 @@ impl Observed {
     }
 
     fn see(&mut self, node: NodeId, time: u64) {
+        self.earliest = Some(self.earliest.map_or(time, |earliest| earliest.min(time)));
         let newest = self.newest_of.entry(node).or_default();
         *newest = (*newest).max(time);
+    }
+
+    /// The first window since `time` in which anything happened: where judging begins, however fast the rest came in.
+    pub fn first_window(&self, time: u64) -> WindowNo {
+        window_of(self.earliest.unwrap_or(time).max(time))
     }
 
     /// The latest event time of what a node itself has sent.

@@ -369,7 +369,7 @@ impl Watcher {
                 whole = false;
             }
         }
-        self.next = Some((from / WINDOW) as WindowNo);
+        self.next = Some(lock(&self.shared.observed).first_window(from));
         self.remembering = true;
         self.advance();
         self.remembering = false;
@@ -547,7 +547,7 @@ impl Watcher {
         let silent = self.moved.elapsed();
         let time = if silent > SILENCE { self.watermark + silent.as_nanos() as u64 } else { self.watermark };
         let complete = (time.saturating_sub(ALLOWANCE) / WINDOW) as WindowNo;
-        let next = self.next.get_or_insert_with(|| (newest.saturating_sub(60 * SECOND) / WINDOW) as WindowNo);
+        let next = self.next.get_or_insert_with(|| observed.first_window(newest.saturating_sub(BASELINE)));
         if complete.saturating_sub(*next) > JUMP_MAX {
             *next = complete - JUMP_MAX;
         }
