@@ -2,8 +2,8 @@
 
 use collector::decode::{self, Format};
 use collector::validate::{Intake, Limits};
-use firstfall_store::query::{Budget, ServiceQuestion};
-use firstfall_store::{Admission, Answer, Options, Reader, RequestHash, Retention, Signal, Store};
+use firstfall_store::query::{Budget, Keep, ServiceQuestion};
+use firstfall_store::{Admission, Answer, Options, Reader, RequestHash, Retention, Signal, Store, TraceId};
 use harness::{corpus, wait_for};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -121,4 +121,44 @@ fn retention_drops_whole_partitions_and_keeps_their_rollups() {
             .expect("it opens again");
         assert_eq!(counted(&store.reader()), sent, "after a restart");
     }
+}
+
+#[test]
+fn a_part_of_the_past_is_what_all_of_it_says_of_that_part() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(directory.path(), Options { generation_rows: 500, ..Options::default() }).expect("it opens");
+    send(&store, 7, 30, now() - 3_600_000_000_000);
+    store.close();
+    let store = Store::open(directory.path(), Options::default()).expect("it opens again");
+    let past = store.reader().past();
+    // What comes after is not in it.
+    send(&store, 7000, 3, now() - 3_600_000_000_000);
+    let keep = |kind: u8, trace: Option<TraceId>, _: u64| kind == 4 || trace.is_some_and(|trace| trace.0[15] % 4 == 0);
+    let spans = |all: bool| {
+        let keep: Option<&Keep<'_>> = if all { None } else { Some(&keep) };
+        let mut spans = Vec::new();
+        let read = past.read(Signal::Traces, 0, u64::MAX, &Budget::default(), keep, |_, batch| {
+            for row in 0..batch.rows() {
+                let lane = batch.lanes[batch.lane[row] as usize];
+                let name = batch.strings.str(lane.name).to_owned();
+                spans.push((
+                    batch.trace_id(row),
+                    batch.span[row],
+                    batch.parent[row],
+                    lane.kind,
+                    name,
+                    batch.time[row],
+                    batch.duration[row],
+                ));
+            }
+        });
+        read.expect("it is whole");
+        spans.sort();
+        spans
+    };
+    let all = spans(true);
+    assert_eq!(all.len(), past.rows(Signal::Traces, 0, u64::MAX));
+    let wanted: Vec<_> = all.iter().filter(|(trace, _, _, kind, _, time, _)| keep(*kind, *trace, *time)).cloned().collect();
+    assert!(wanted.len() * 10 > all.len() && wanted.len() * 10 < all.len() * 9, "{} of {}", wanted.len(), all.len());
+    assert_eq!(spans(false), wanted);
 }

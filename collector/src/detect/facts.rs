@@ -5,9 +5,12 @@ use super::names::{Names, Node, NodeId, NodeKind, TextId};
 use firstfall_store::batch::{Batch, Field, Kind, ValueRef, marks};
 use firstfall_store::sampling::Weights;
 use firstfall_store::value::{Resource, Stored, text_of};
-use firstfall_store::{Service, Signal};
+use firstfall_store::{Service, Signal, TraceId};
 use hashbrown::HashMap;
 use std::sync::Arc;
+
+/// Severity number of a warning.
+const WARN: u8 = 13;
 
 pub const INTERNAL: u8 = 1;
 pub const SERVER: u8 = 2;
@@ -33,7 +36,7 @@ pub struct SpanFact {
     pub refusal: Option<Refusal>,
     /// Whom it calls, by its attributes.
     pub peer: Option<NodeId>,
-    /// How many spans it stands for, where they are sampled.
+    /// How many spans it stands for, where they are sampled or only some are looked at.
     pub weight: u32,
     /// It says itself that this call is made again.
     pub again: bool,
@@ -94,6 +97,8 @@ pub struct LogFact {
     pub pattern: TextId,
     pub trace: [u8; 16],
     pub span: u64,
+    /// How many records it stands for.
+    pub weight: u32,
 }
 
 /// What a number of a metric says.
@@ -147,19 +152,47 @@ pub struct Facts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thinning(pub u32);
 
+/// How a batch is looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    pub thinning: Thinning,
+    /// Log records that are not kept are not counted either, so that those that are stand for them too.
+    pub sampled: bool,
+}
+
 impl Thinning {
     /// One trace in 256 at least.
     pub const MAX: u32 = 8;
 
+    /// So that of so many rows no more than `wanted` are looked at.
+    pub fn of(rows: usize, wanted: usize) -> Thinning {
+        Thinning(rows.div_ceil(wanted.max(1)).next_power_of_two().trailing_zeros().min(Thinning::MAX))
+    }
+
+    /// How many each one that is kept stands for.
+    fn weight(self) -> u32 {
+        1 << self.0
+    }
+
+    /// Whether a row of the past is kept: a trace or none of it; of records without one a part by their times; warnings and errors always.
+    pub fn keeps_past(self, signal: Signal, kind: u8, trace: Option<TraceId>, time: u64) -> bool {
+        let by_time = || time.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & u64::from(self.weight() - 1) == 0;
+        match signal {
+            Signal::Metrics => true,
+            Signal::Logs if kind >= WARN => true,
+            _ => trace.map_or_else(by_time, |trace| self.keeps(&trace.0)),
+        }
+    }
+
     fn keeps(self, trace: &[u8; 16]) -> bool {
         // Trace ids are random in their last bytes (W3C Trace Context, level 2).
         let tail = u64::from_be_bytes([trace[8], trace[9], trace[10], trace[11], trace[12], trace[13], trace[14], trace[15]]);
-        tail & ((1 << self.0) - 1) == 0 || self.0 == 0
+        tail & u64::from(self.weight() - 1) == 0
     }
 }
 
 /// Takes from a batch what detection needs.
-pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
+pub fn of(batch: &Batch, names: &mut Names, look: Look) -> Facts {
     let nodes: Vec<NodeId> = (0..batch.resources.len() as u32)
         .map(|resource| names.node_id(Node { kind: NodeKind::Service, service: batch.service(resource) }))
         .collect();
@@ -193,8 +226,8 @@ pub fn of(batch: &Batch, names: &mut Names, thinning: Thinning) -> Facts {
         }
     }
     match batch.signal {
-        Signal::Traces => spans(batch, &lanes, names, thinning, &mut facts),
-        Signal::Logs => logs(batch, &lanes, names, thinning, &mut facts),
+        Signal::Traces => spans(batch, &lanes, names, look.thinning, &mut facts),
+        Signal::Logs => logs(batch, &lanes, names, look, &mut facts),
         Signal::Metrics => points(batch, &lanes, names, &mut facts),
     }
     facts
@@ -460,7 +493,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             request: batch.marks[row] & marks::REQUEST != 0,
             refusal,
             peer: peer.filter(|peer| *peer != node),
-            weight: weights.at(row),
+            weight: weights.at(row).saturating_mul(thinning.weight()),
             again,
             layer,
         });
@@ -587,7 +620,7 @@ fn pattern_of_any(body: &str, out: &mut String) {
     }
 }
 
-fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinning: Thinning, facts: &mut Facts) {
+fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, look: Look, facts: &mut Facts) {
     let mut text = String::new();
     let mut patterns = Texts::of(batch);
     for row in 0..batch.rows() {
@@ -597,11 +630,20 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinni
         if severity != 0 && severity < 9 {
             continue;
         }
-        // Every record counts, as a rate is judged by all of them; only what a request says is left out with its trace.
-        if !thinning.keeps(&trace) {
-            facts.logs.push(LogFact { node, time: batch.time[row], severity, pattern: 0, trace: [0; 16], span: 0 });
+        let time = batch.time[row];
+        let kept = if look.sampled {
+            look.thinning.keeps_past(Signal::Logs, severity, batch.trace_id(row), time)
+        } else {
+            look.thinning.keeps(&trace)
+        };
+        if !kept {
+            // Every record counts, as a rate is judged by all of them; only what a request says is left out with its trace.
+            if !look.sampled {
+                facts.logs.push(LogFact { node, time, severity, pattern: 0, trace: [0; 16], span: 0, weight: 1 });
+            }
             continue;
         }
+        let weight = if look.sampled && severity < WARN { look.thinning.weight() } else { 1 };
         let span = batch.span[row];
         // What a record says is asked of errors, and of those that belong to a request.
         let asked = severity >= 17 || (trace != [0; 16] && span != 0);
@@ -617,7 +659,24 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinni
             }),
             None => 0,
         };
-        facts.logs.push(LogFact { node, time: batch.time[row], severity, pattern, trace, span });
+        facts.logs.push(LogFact { node, time, severity, pattern, trace, span, weight });
+    }
+}
+
+/// The state of a breaker, if that is what a gauge tells of: as Resilience4j has it (by Micrometer; the agent too), a gauge for each state, 1 for the one
+/// that it is in; as one number, 0 closed, 1 half open, 2 open; as Envoy has it, 1 while a limit of a cluster is reached. Empty: not by this point.
+fn breaker_state<'a>(metric: &str, state: &'a str, value: Option<f64>) -> Option<&'a str> {
+    let of_envoy = metric.contains("circuit_breakers") && metric.ends_with("_open");
+    let is_on = value == Some(1.0);
+    if of_envoy {
+        Some(if is_on { "open" } else { "closed" })
+    } else if !metric.ends_with("circuitbreaker.state") && !metric.ends_with("circuit_breaker.state") {
+        None
+    } else if !state.is_empty() {
+        Some(if is_on { state } else { "" })
+    } else {
+        let number = value.map_or(-1, |value| value as i64);
+        Some(["closed", "half_open", "open"].get(usize::try_from(number).unwrap_or(usize::MAX)).copied().unwrap_or(""))
     }
 }
 
@@ -648,7 +707,7 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
                         "client" => client = text,
                         "server" => server = text,
                         "state" => state = text,
-                        "name" => label = text,
+                        "name" | "circuit_breaker.name" | "envoy.cluster_name" | "envoy_cluster_name" => label = text,
                         _ => {}
                     }
                     attributes.push(' ');
@@ -670,9 +729,8 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
             continue;
         }
         let metric_name = names.text_of(name).to_owned();
-        // Resilience4j, by Micrometer: a gauge for each state, 1 for the one that it is in.
-        if metric_name.ends_with("circuitbreaker.state") && !state.is_empty() {
-            if value == Some(1.0) {
+        if let Some(state) = breaker_state(&metric_name, state, value) {
+            if !state.is_empty() {
                 facts.breakers.push((node, names.text(label), names.text(state), time));
             }
             continue;
@@ -759,6 +817,39 @@ pub(crate) mod tests {
         ] {
             pattern(body.as_bytes(), &mut out);
             assert_eq!(out, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn of_many_rows_a_part_is_looked_at_and_stands_for_all() {
+        for (rows, in_so_many) in [(0, 1), (100, 1), (101, 2), (200, 2), (201, 4), (800, 8), (1_000_000, 256)] {
+            assert_eq!(Thinning::of(rows, 100).weight(), in_so_many, "{rows} rows");
+        }
+        let thinning = Thinning::of(400, 100);
+        let kept = |signal, kind, with_trace: bool| {
+            let trace = |n: u64| with_trace.then(|| TraceId((u128::from(n) << 64 | u128::from(n)).to_be_bytes()));
+            (1..=4000u64).filter(|n| thinning.keeps_past(signal, kind, trace(*n), n * 1_000_000)).count()
+        };
+        assert_eq!(kept(Signal::Traces, SERVER, true), 1000);
+        assert_eq!(kept(Signal::Logs, 9, true), 1000);
+        assert!((900..1100).contains(&kept(Signal::Logs, 9, false)), "by the time, where there is no trace");
+        assert_eq!(kept(Signal::Logs, WARN, false), 4000);
+    }
+
+    #[test]
+    fn a_gauge_tells_the_state_of_a_breaker_in_each_of_its_spellings() {
+        for (metric, state, value, expected) in [
+            ("resilience4j.circuitbreaker.state", "open", 1.0, Some("open")),
+            ("firstfall.circuitbreaker.state", "closed", 0.0, Some("")),
+            ("circuit_breaker.state", "", 2.0, Some("open")),
+            ("circuit_breaker.state", "", 1.0, Some("half_open")),
+            ("circuit_breaker.state", "", 7.0, Some("")),
+            ("envoy_cluster_circuit_breakers_default_rq_open", "", 1.0, Some("open")),
+            ("envoy.cluster.circuit_breakers.default.cx_open", "", 0.0, Some("closed")),
+            ("envoy_cluster_upstream_rq_total", "", 1.0, None),
+            ("state", "open", 1.0, None),
+        ] {
+            assert_eq!(breaker_state(metric, state, Some(value)), expected, "{metric} {state} {value}");
         }
     }
 

@@ -105,6 +105,11 @@ pub struct Incidents {
 }
 
 impl Incidents {
+    /// Says that there is something to compare with since a window, where judging begins later.
+    pub fn known_since(&mut self, window: WindowNo) {
+        self.first = Some(window);
+    }
+
     /// Judges the windows up to and including `window`. Returns the places in `all` of what has changed.
     pub fn step(&mut self, observed: &Observed, window: WindowNo) -> Vec<usize> {
         let first = *self.first.get_or_insert(window);

@@ -14,7 +14,7 @@ use hashbrown::{HashMap, HashSet};
 const PENDING_MAX: usize = 150_000;
 
 #[derive(Default)]
-struct Trace {
+pub struct Trace {
     spans: Vec<SpanFact>,
     logs: Vec<LogFact>,
     newest: u64,
@@ -79,14 +79,22 @@ impl Join {
         self.pending as f64 / PENDING_MAX as f64
     }
 
+    /// Takes out the traces of which nothing new has come since `time` (event time), to count them.
+    pub fn take_settled(&mut self, time: u64) -> Vec<Trace> {
+        self.place_logs(time);
+        let settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
+        self.pending -= settled.iter().map(|trace| trace.spans.len() + trace.logs.len()).sum::<usize>();
+        settled
+    }
+
+    pub fn count(&mut self, settled: &[Trace], windows: &mut Windows) {
+        settled.iter().for_each(|trace| count(trace, windows, &mut self.clocks));
+    }
+
     /// Counts the traces of which nothing new has come since `time` (event time).
     pub fn settle(&mut self, time: u64, windows: &mut Windows) {
-        self.place_logs(time);
-        let mut settled: Vec<Trace> = self.traces.extract_if(|_, trace| trace.newest < time).map(|(_, trace)| trace).collect();
-        for trace in settled.drain(..) {
-            self.pending -= trace.spans.len() + trace.logs.len();
-            count(&trace, windows, &mut self.clocks);
-        }
+        let settled = self.take_settled(time);
+        self.count(&settled, windows);
         self.clocks.settle();
         if self.pending >= PENDING_MAX {
             let mut ages: Vec<u64> = self.traces.values().map(|trace| trace.newest).collect();

@@ -178,8 +178,17 @@ fn highest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(f64::MIN, f64::max)
 }
 
+fn mean(cell: &Cell) -> f64 {
+    cell.sum_ns as f64 / f64::from(cell.count) / 1e9
+}
+
+/// The means of the windows in which anything was counted, with the windows. (Time may be added to a call that is counted in another one.)
+fn means_by_window(series: &Series, range: &Range<WindowNo>) -> impl Iterator<Item = (WindowNo, f64)> {
+    series.range(range.start, range.end).filter(|(_, cell)| cell.count > 0).map(|(window, cell)| (*window, mean(cell)))
+}
+
 fn means(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
-    series.range(range.start, range.end).map(|(_, cell)| cell.sum_ns as f64 / f64::from(cell.count) / 1e9).collect()
+    means_by_window(series, range).map(|(_, mean)| mean).collect()
 }
 
 /// The windows of a baseline that were sick themselves: half a minute or more in a row far above the rest. An earlier failure must not make
@@ -191,7 +200,7 @@ fn sick_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
     let (middle, deviation) = robust(&level);
     let limit = middle + FAR * deviation.max(middle * 0.1).max(0.001);
     let high: Vec<bool> = level.iter().map(|v| *v > limit).collect();
-    let windows: Vec<WindowNo> = series.range(range.start, range.end).map(|(window, _)| *window).collect();
+    let windows: Vec<WindowNo> = means_by_window(series, range).map(|(window, _)| window).collect();
     let mut sick = Vec::new();
     let mut at = 0;
     while at < high.len() {
@@ -253,10 +262,7 @@ impl Failures {
 /// All symptoms between two stretches, most harmful first.
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
-    let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
-    let is_error = |node, pattern| {
-        windows.get(&Subject::Pattern { node, pattern }).is_some_and(|series| series.total(before.start, after.end).errors > 0)
-    };
+    let judge = Judge { windows, names, stretches, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9 };
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), Failures> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
@@ -264,45 +270,15 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
     let mut timings: Vec<(NodeId, Timed)> = Vec::new();
     for (subject, series) in &windows.series {
         let (was, is) = (series.total(before.start, before.end), series.total(after.start, after.end));
-        let n = (u64::from(was.count), u64::from(is.count));
-        let timed = |node, from, signal, what, floor: f64| {
-            let sick = sick_windows(series, before);
-            let mean = |cell: &Cell| cell.sum_ns as f64 / f64::from(cell.count) / 1e9;
-            let old: Vec<f64> =
-                series.range(before.start, before.end).filter(|(window, _)| !sick.contains(window)).map(|(_, cell)| mean(cell)).collect();
-            let new = means(series, after);
-            let level = median(&mut old.clone());
-            let sure = is.count >= 3 && above(&old, &new) >= SURE_BY_RANK;
-            let score = if sure { shift(&old, &new, floor) } else { 0.0 };
-            let now = median(&mut new.clone());
-            let usual = groups(series, stretches, |range, series| {
-                let mut means = means(series, &range);
-                (!means.is_empty() && !range.clone().any(|window| sick.contains(&window))).then(|| median(&mut means))
-            });
-            let excess = if score >= SURE { (now - level) * f64::from(is.count) / seconds } else { 0.0 };
-            let symptom = Symptom {
-                node,
-                from,
-                signal,
-                what,
-                score,
-                harm: 0.0,
-                before: level,
-                after: now,
-                unit: "s",
-                n,
-                unprecedented: now > highest(usual),
-            };
-            Timed { symptom, excess }
-        };
         match *subject {
             Subject::Own { node, operation } => {
                 failures.entry((node, None)).or_default().add(series, stretches, &was, &is);
-                timings.push((node, timed(node, None, Signal::OwnTime, names.text_of(operation).to_owned(), 0.0005)));
+                let what = names.text_of(operation);
+                timings.extend(judge.timed(series, (&was, &is), (node, None), Signal::OwnTime, what, 0.0005).map(|timed| (node, timed)));
             }
             Subject::Wait { from, to } => {
                 failures.entry((to, Some(from))).or_default().add(series, stretches, &was, &is);
-                timings.push((from, timed(to, Some(from), Signal::Wait, String::new(), 0.001)));
+                timings.extend(judge.timed(series, (&was, &is), (to, Some(from)), Signal::Wait, "", 0.001).map(|timed| (from, timed)));
             }
             Subject::Request { node, .. } => {
                 let entry = requests.entry(node).or_default();
@@ -310,80 +286,9 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
                 entry.1.add(&is);
             }
             Subject::Logs { node, class: LogClass::Error } => {
-                let Some(all) = windows.get(&Subject::Logs { node, class: LogClass::All }) else { continue };
-                let (old, new) = (counts(series, all, before), counts(series, all, after));
-                if old.is_empty() {
-                    continue;
-                }
-                let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
-                let deviation = (old.iter().map(|v| (v - mean(&old)).powi(2)).sum::<f64>() / old.len().max(1) as f64).sqrt();
-                found.push(Symptom {
-                    node,
-                    from: None,
-                    signal: Signal::ErrorLogs,
-                    what: String::new(),
-                    score: (mean(&new) - mean(&old)) / deviation.max(0.5),
-                    harm: (mean(&new) - mean(&old)).max(0.0) / 10.0,
-                    before: mean(&old) / 10.0,
-                    after: mean(&new) / 10.0,
-                    unit: "records/s",
-                    n,
-                    unprecedented: mean(&new)
-                        > highest(groups(series, stretches, |range, series| {
-                            Some(f64::from(series.total(range.start, range.end).count) / range.len() as f64)
-                        })),
-                });
+                found.extend(judge.error_logs(series, node, (was.count.into(), is.count.into())));
             }
-            Subject::Reach { node, operation, event } => {
-                let Some(requests) = windows.get(&Subject::Request { node, operation }) else { continue };
-                let (total0, total1) = (requests.total(before.start, before.end), requests.total(after.start, after.end));
-                if total0.count < 10 || total1.count < 5 {
-                    continue;
-                }
-                let (share0, share1) = ((f64::from(was.count), f64::from(total0.count)), (f64::from(is.count), f64::from(total1.count)));
-                // What a log line says varies with the data that pass through; an ERROR line does not.
-                let weight = match event {
-                    Event::Says(pattern) if !is_error(node, pattern) => 0.5,
-                    _ => 1.0,
-                };
-                let (who, from, signal) = match event {
-                    Event::IsRefused(_) => (node, None, Signal::Refusals),
-                    Event::IsRefusedBy(by, _) => (by, Some(node), Signal::Refusals),
-                    _ => (node, None, Signal::Shape),
-                };
-                let what = match event {
-                    Event::IsRefused(refusal) | Event::IsRefusedBy(_, refusal) => {
-                        format!("{} with {}", names.text_of(operation), refusal.words())
-                    }
-                    Event::Step(step) => format!("{} in {}", names.text_of(step), names.text_of(operation)),
-                    Event::Calls(to) => format!("calls to {} in {}", names.node(to).service.name, names.text_of(operation)),
-                    Event::Says(pattern) => format!("“{}” in {}", names.text_of(pattern), names.text_of(operation)),
-                };
-                let usual = groups(series, stretches, |range, series| {
-                    let total = requests.total(range.start, range.end).count;
-                    (total >= 3).then(|| f64::from(series.total(range.start, range.end).count) / f64::from(total))
-                });
-                let now = share1.0 / share1.1;
-                let risen = now > highest(usual.iter().copied());
-                let unprecedented = risen || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
-                // That fewer are refused harms nobody.
-                if signal == Signal::Refusals && share1.0 * share0.1 <= share0.0 * share1.1 {
-                    continue;
-                }
-                found.push(Symptom {
-                    node: who,
-                    from,
-                    unprecedented,
-                    signal,
-                    what,
-                    score: proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1)),
-                    harm: weight * (share1.0 / share1.1 - share0.0 / share0.1).abs() * share1.1 / seconds,
-                    before: share0.0 / share0.1,
-                    after: share1.0 / share1.1,
-                    unit: "of requests",
-                    n: (u64::from(total0.count), u64::from(total1.count)),
-                });
-            }
+            Subject::Reach { node, operation, event } => found.extend(judge.reach(series, (&was, &is), node, operation, event)),
             Subject::Call { .. } | Subject::Retry { .. } | Subject::GivenUp { .. } | Subject::Logs { .. } | Subject::Pattern { .. } => {}
         }
     }
@@ -392,36 +297,14 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
         let Some((_, is)) = requests.get(&node) else { continue };
         let duration = is.sum_ns as f64 / 1e9 / f64::from(is.count.max(1));
         let count = timed.symptom.n.1.min(is.count.into()) as f64;
-        let lost = timed.excess * seconds / count.max(1.0) / duration.max(1e-9);
-        found.push(Symptom { harm: count / seconds * lost.min(1.0), ..timed.symptom });
+        let lost = timed.excess * judge.seconds / count.max(1.0) / duration.max(1e-9);
+        found.push(Symptom { harm: count / judge.seconds * lost.min(1.0), ..timed.symptom });
     }
-    for ((node, from), Failures { was, is, usual }) in failures {
-        let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
-        // Said of requests, where the failing spans are parts of them.
-        let per_request = |errors: u32, spans: u32, requests: u32| {
-            (f64::from(errors) / f64::from(if requests > 0 { requests } else { spans }.max(1))).min(1.0)
-        };
-        let (said0, said1) = match (from, requests.get(&node)) {
-            (None, Some((r0, r1))) => (per_request(was.errors, was.count, r0.count), per_request(is.errors, is.count, r1.count)),
-            _ => (share0, share1),
-        };
-        found.push(Symptom {
-            node,
-            from,
-            signal: Signal::Errors,
-            what: String::new(),
-            // What was counted is as sure as the number of failures that were seen, not as those that they stand for.
-            score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())) / is.failures_each().sqrt(),
-            harm: (share1 - share0).max(0.0) * f64::from(is.count) / seconds,
-            before: said0,
-            after: said1,
-            unit: "of requests",
-            n: (was.count.into(), is.count.into()),
-            unprecedented: usual.iter().all(|share| *share < share1),
-        });
+    for ((node, from), failures) in &failures {
+        found.push(judge.failures(failures, *node, *from, requests.get(node)));
     }
     for ((node, metric), series) in &windows.points {
-        let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / seconds);
+        let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / judge.seconds);
         found.extend(point_symptom(windows, names, stretches, *node, *metric, series, rate));
     }
     found.retain(|symptom| symptom.score > SURE && symptom.harm > 0.0);
@@ -429,6 +312,184 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
     found.iter_mut().for_each(|symptom| symptom.harm *= 1.0 - SURE / symptom.score);
     found.sort_by(|a, b| b.harm.total_cmp(&a.harm).then_with(|| (a.node, a.signal, &a.what).cmp(&(b.node, b.signal, &b.what))));
     found
+}
+
+/// What the functions for each signal need. Those that return an option return none where the change is not sure, as soon as that is known:
+/// there are thousands of subjects, and nearly all of them have not changed.
+struct Judge<'a> {
+    windows: &'a Windows,
+    names: &'a Names,
+    stretches: &'a Stretches,
+    /// Of the stretch that is judged.
+    seconds: f64,
+}
+
+impl Judge<'_> {
+    /// Time in work of a node or in waiting for another, by the medians of its windows.
+    fn timed(
+        &self,
+        series: &Series,
+        (was, is): (&Cell, &Cell),
+        (node, from): (NodeId, Option<NodeId>),
+        signal: Signal,
+        what: &str,
+        floor: f64,
+    ) -> Option<Timed> {
+        let Stretches { before, after, .. } = self.stretches;
+        let new = means(series, after);
+        let now = median(&mut new.clone());
+        if is.count < 3 {
+            return None;
+        }
+        let sick = sick_windows(series, before);
+        let well = means_by_window(series, before).filter(|(window, _)| !sick.contains(window));
+        let old: Vec<f64> = well.map(|(_, mean)| mean).collect();
+        if above(&old, &new) < SURE_BY_RANK {
+            return None;
+        }
+        let score = shift(&old, &new, floor);
+        if score <= SURE {
+            return None;
+        }
+        let level = median(&mut old.clone());
+        let usual = groups(series, self.stretches, |range, series| {
+            let mut means = means(series, &range);
+            (!means.is_empty() && !range.clone().any(|window| sick.contains(&window))).then(|| median(&mut means))
+        });
+        let symptom = Symptom {
+            node,
+            from,
+            signal,
+            what: what.to_owned(),
+            score,
+            harm: 0.0,
+            before: level,
+            after: now,
+            unit: "s",
+            n: (was.count.into(), is.count.into()),
+            unprecedented: now > highest(usual),
+        };
+        Some(Timed { symptom, excess: (now - level) * f64::from(is.count) / self.seconds })
+    }
+
+    /// ERROR records of a node, by the window.
+    fn error_logs(&self, series: &Series, node: NodeId, n: (u64, u64)) -> Option<Symptom> {
+        let all = self.windows.get(&Subject::Logs { node, class: LogClass::All })?;
+        let (old, new) = (counts(series, all, &self.stretches.before), counts(series, all, &self.stretches.after));
+        if old.is_empty() {
+            return None;
+        }
+        let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
+        let (was, is) = (mean(&old), mean(&new));
+        let deviation = (old.iter().map(|v| (v - was).powi(2)).sum::<f64>() / old.len().max(1) as f64).sqrt();
+        let per_window =
+            |range: Range<WindowNo>, series: &Series| Some(f64::from(series.total(range.start, range.end).count) / range.len() as f64);
+        Some(Symptom {
+            node,
+            from: None,
+            signal: Signal::ErrorLogs,
+            what: String::new(),
+            score: (is - was) / deviation.max(0.5),
+            harm: (is - was).max(0.0) / 10.0,
+            before: was / 10.0,
+            after: is / 10.0,
+            unit: "records/s",
+            n,
+            unprecedented: is > highest(groups(series, self.stretches, per_window)),
+        })
+    }
+
+    /// The share of an operation's requests that reach something, or are refused.
+    fn reach(&self, series: &Series, (was, is): (&Cell, &Cell), node: NodeId, operation: TextId, event: Event) -> Option<Symptom> {
+        let Stretches { before, after, .. } = self.stretches;
+        let requests = self.windows.get(&Subject::Request { node, operation })?;
+        let (total0, total1) = (requests.total(before.start, before.end), requests.total(after.start, after.end));
+        if total0.count < 10 || total1.count < 5 {
+            return None;
+        }
+        let (share0, share1) = ((f64::from(was.count), f64::from(total0.count)), (f64::from(is.count), f64::from(total1.count)));
+        // Wider swings from window to window only make it less sure.
+        if proportion_shift(share0, share1, 1.0) <= SURE {
+            return None;
+        }
+        let score = proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1));
+        if score <= SURE {
+            return None;
+        }
+        let is_error = |pattern| {
+            let pattern = self.windows.get(&Subject::Pattern { node, pattern });
+            pattern.is_some_and(|series| series.total(before.start, after.end).errors > 0)
+        };
+        // What a log line says varies with the data that pass through; an ERROR line does not.
+        let weight = match event {
+            Event::Says(pattern) if !is_error(pattern) => 0.5,
+            _ => 1.0,
+        };
+        let (who, from, signal) = match event {
+            Event::IsRefused(_) => (node, None, Signal::Refusals),
+            Event::IsRefusedBy(by, _) => (by, Some(node), Signal::Refusals),
+            _ => (node, None, Signal::Shape),
+        };
+        // That fewer are refused harms nobody.
+        if signal == Signal::Refusals && share1.0 * share0.1 <= share0.0 * share1.1 {
+            return None;
+        }
+        let within = self.names.text_of(operation);
+        let what = match event {
+            Event::IsRefused(refusal) | Event::IsRefusedBy(_, refusal) => format!("{within} with {}", refusal.words()),
+            Event::Step(step) => format!("{} in {within}", self.names.text_of(step)),
+            Event::Calls(to) => format!("calls to {} in {within}", self.names.node(to).service.name),
+            Event::Says(pattern) => format!("“{}” in {within}", self.names.text_of(pattern)),
+        };
+        let usual = groups(series, self.stretches, |range, series| {
+            let total = requests.total(range.start, range.end).count;
+            (total >= 3).then(|| f64::from(series.total(range.start, range.end).count) / f64::from(total))
+        });
+        let now = share1.0 / share1.1;
+        let risen = now > highest(usual.iter().copied());
+        let unprecedented = risen || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
+        Some(Symptom {
+            node: who,
+            from,
+            unprecedented,
+            signal,
+            what,
+            score,
+            harm: weight * (now - share0.0 / share0.1).abs() * share1.1 / self.seconds,
+            before: share0.0 / share0.1,
+            after: now,
+            unit: "of requests",
+            n: (u64::from(total0.count), u64::from(total1.count)),
+        })
+    }
+
+    /// Failures that begin in a node, or in calls to it; `requests` are the node's own.
+    fn failures(&self, failures: &Failures, node: NodeId, from: Option<NodeId>, requests: Option<&(Cell, Cell)>) -> Symptom {
+        let Failures { was, is, usual } = failures;
+        let (share0, share1) = (f64::from(was.errors) / f64::from(was.count.max(1)), f64::from(is.errors) / f64::from(is.count.max(1)));
+        // Said of requests, where the failing spans are parts of them.
+        let per_request = |errors: u32, spans: u32, requests: u32| {
+            (f64::from(errors) / f64::from(if requests > 0 { requests } else { spans }.max(1))).min(1.0)
+        };
+        let (said0, said1) = match (from, requests) {
+            (None, Some((r0, r1))) => (per_request(was.errors, was.count, r0.count), per_request(is.errors, is.count, r1.count)),
+            _ => (share0, share1),
+        };
+        Symptom {
+            node,
+            from,
+            signal: Signal::Errors,
+            what: String::new(),
+            // What was counted is as sure as the number of failures that were seen, not as those that they stand for.
+            score: share_shift((was.errors.into(), was.count.into()), (is.errors.into(), is.count.into())) / is.failures_each().sqrt(),
+            harm: (share1 - share0).max(0.0) * f64::from(is.count) / self.seconds,
+            before: said0,
+            after: said1,
+            unit: "of requests",
+            n: (was.count.into(), is.count.into()),
+            unprecedented: usual.iter().all(|share| *share < share1),
+        }
+    }
 }
 
 fn point_symptom(

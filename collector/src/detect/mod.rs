@@ -22,16 +22,16 @@ pub mod watch;
 pub mod windows;
 
 use changes::Changes;
-use facts::Thinning;
+use facts::{Look, Thinning};
 use firstfall_store::batch::Batch;
 use firstfall_store::edge::{EdgeRow, MINUTE};
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
-use join::Join;
+use join::{Join, Trace};
 use judge::{Stretches, Symptom};
 use names::{Names, NodeId};
 use rank::Candidate;
-use windows::{LogClass, Subject, Weight, WindowNo, Windows, window_of};
+use windows::{LogClass, Subject, WindowNo, Windows, window_of};
 
 /// Rows of edges that are kept at one time, the busiest first: a map of more is no map, and the file must not grow with hostile names.
 const EDGES_KEPT_MAX: usize = 5000;
@@ -55,8 +55,16 @@ pub struct Observed {
 
 impl Observed {
     pub fn add(&mut self, batch: &Batch) {
-        self.windows.weight = Weight(1 << self.thinning.0);
-        let facts = facts::of(batch, &mut self.names, self.thinning);
+        self.look_at(batch, Look { thinning: self.thinning, sampled: false });
+    }
+
+    /// A batch of the past, of which only what `thinning` keeps need be there.
+    pub fn add_past(&mut self, batch: &Batch, thinning: Thinning) {
+        self.look_at(batch, Look { thinning, sampled: true });
+    }
+
+    fn look_at(&mut self, batch: &Batch, look: Look) {
+        let facts = facts::of(batch, &mut self.names, look);
         for mut span in facts.spans {
             span.set_clock(self.join.clocks.offset(span.node));
             self.see(span.node, span.end);
@@ -67,7 +75,7 @@ impl Observed {
         for mut log in facts.logs {
             log.time = self.join.clocks.correct(log.node, log.time);
             let (count, newest) = records.entry((log.node, window_of(log.time), LogClass::of(log.severity))).or_default();
-            (*count, *newest) = (*count + 1, (*newest).max(log.time));
+            (*count, *newest) = (*count + log.weight, (*newest).max(log.time));
             self.join.add_log(log, &mut self.windows);
         }
         for ((node, _, class), (count, newest)) in records {
@@ -130,6 +138,15 @@ impl Observed {
     /// How full the room is in which spans wait for the rest of their traces, from 0 to 1.
     pub fn fill(&self) -> f64 {
         self.join.fill()
+    }
+
+    /// Takes out the traces of which nothing came since `time`; `count` them, some at a time, then `settle`.
+    pub fn take_settled(&mut self, time: u64) -> Vec<Trace> {
+        self.join.take_settled(time)
+    }
+
+    pub fn count(&mut self, settled: &[Trace]) {
+        self.join.count(settled, &mut self.windows);
     }
 
     /// Counts all traces of which nothing came since `time`.

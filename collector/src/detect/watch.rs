@@ -12,7 +12,7 @@ use firstfall_store::batch::Batch;
 use firstfall_store::change::Change;
 use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
-use firstfall_store::query::{Budget, Filter, SearchQuestion};
+use firstfall_store::query::{Budget, Filter, Keep, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
 use firstfall_store::{Error, Past, Reader, Signal, Tap};
 use std::collections::{BTreeMap, HashMap};
@@ -38,12 +38,18 @@ const GATHERED_BYTES: usize = 1 << 20;
 const GATHERED_FOR: Duration = Duration::from_millis(200);
 /// As many as before are looked at again after so long a time without that.
 const THINNED_FOR: Duration = Duration::from_secs(60);
+/// Traces that are counted at once: pages that show what is observed wait no longer than that takes (some milliseconds).
+const SETTLED_AT_ONCE: usize = 500;
+/// Rows of the past that are looked at after a restart, of each signal: past it one trace in two, four, …, so that it takes seconds.
+const PAST_ROWS_MAX: usize = 300_000;
 /// Windows that are kept: a baseline, an incident of an hour, and some.
 const KEPT: u32 = 720;
 /// A jump of event time over more windows than this (four hours) is not walked through.
 const JUMP_MAX: u32 = 1440;
 /// After a restart an incident of the same origin is the same when its onset is reckoned this close to what it was (five minutes).
 const SAME_ONSET: u64 = 300 * SECOND;
+/// After a restart windows are judged again from so long before the earliest incident that may still matter, or before the newest item.
+const FOUND_AGAIN: u64 = 300 * SECOND;
 /// Ended incidents that wait for a disk with room.
 const UNKEPT_MAX: usize = 1000;
 /// Edges of a minute are kept so long after it has ended: most of what comes late has come.
@@ -180,7 +186,7 @@ impl firstfall_dashboard::Insight for Watch {
         let past = self.reader.past();
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
             let back = if signal == Signal::Metrics { METRIC_HISTORY } else { BASELINE };
-            past.read(signal, from.saturating_sub(back), to.saturating_add(margin), budget, |earliest, batch| {
+            past.read(signal, from.saturating_sub(back), to.saturating_add(margin), budget, None, |earliest, batch| {
                 // Traces of which nothing has come for two minutes are whole; logs wait for theirs.
                 if signal == Signal::Traces {
                     observed.settle(earliest.saturating_sub(2 * margin));
@@ -356,20 +362,30 @@ impl Watcher {
             from = from.min(incident.onset.saturating_sub(BASELINE));
         }
         let mut whole = true;
+        // By itself, so that nobody waits for it who looks at a page.
+        let mut observed = std::mem::take(&mut *lock(&self.shared.observed));
         for signal in [Signal::Metrics, Signal::Logs, Signal::Traces] {
-            let result = past.read(signal, from, newest, &Budget::new(Duration::from_secs(60)), |earliest, batch| {
-                let mut observed = lock(&self.shared.observed);
+            let thinning = Thinning::of(past.rows(signal, from, newest), PAST_ROWS_MAX);
+            let keep = |kind, trace, time| thinning.keeps_past(signal, kind, trace, time);
+            let keep: Option<&Keep<'_>> = if thinning == Thinning::default() { None } else { Some(&keep) };
+            let result = past.read(signal, from, newest, &Budget::new(Duration::from_secs(60)), keep, |earliest, batch| {
                 if signal == Signal::Traces {
                     observed.settle(earliest.saturating_sub(120 * SECOND));
                 }
-                observed.add(batch);
+                observed.add_past(batch, thinning);
             });
             if let Err(error) = result {
                 tracing::warn!(%error, "detection begins without all of its history");
                 whole = false;
             }
         }
-        self.next = Some(lock(&self.shared.observed).first_window(from));
+        // What was told of is found again from before it began, and what nobody could tell of any more in the last minutes. All that came before
+        // is only there to compare with.
+        let first = observed.first_window(from);
+        let since = known.iter().map(|incident| incident.onset).fold(newest, u64::min).saturating_sub(FOUND_AGAIN);
+        self.incidents.known_since(first);
+        self.next = Some(first.max((since / WINDOW) as WindowNo));
+        *lock(&self.shared.observed) = observed;
         self.remembering = true;
         self.advance();
         self.remembering = false;
@@ -556,7 +572,14 @@ impl Watcher {
         }
         let window = *next;
         *next += 1;
-        observed.settle(u64::from(window + 1) * WINDOW);
+        let settled_until = u64::from(window + 1) * WINDOW;
+        let settled = observed.take_settled(settled_until);
+        drop(observed);
+        for some in settled.chunks(SETTLED_AT_ONCE) {
+            lock(&shared.observed).count(some);
+        }
+        let mut observed = lock(&shared.observed);
+        observed.settle(settled_until);
         let changed = self.incidents.step(&observed, window);
         let mut described = Vec::new();
         if !self.remembering {

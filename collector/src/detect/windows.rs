@@ -136,13 +136,13 @@ impl Cell {
 /// The windows of a subject, oldest first; those in which nothing happened are absent.
 #[derive(Default, Debug)]
 pub struct Series {
-    cells: VecDeque<(WindowNo, Cell)>,
+    cells: Vec<(WindowNo, Cell)>,
 }
 
 impl Series {
     fn add(&mut self, window: WindowNo, cell: &Cell) {
         // Nearly always it is the latest.
-        if let Some((found, there)) = self.cells.back_mut()
+        if let Some((found, there)) = self.cells.last_mut()
             && *found == window
         {
             return there.add(cell);
@@ -157,7 +157,7 @@ impl Series {
     /// The windows from `from` up to, not including, `to`.
     pub fn range(&self, from: WindowNo, to: WindowNo) -> impl Iterator<Item = &(WindowNo, Cell)> {
         let start = self.cells.partition_point(|(w, _)| *w < from);
-        self.cells.range(start..).take_while(move |(w, _)| *w < to)
+        self.cells[start..].iter().take_while(move |(w, _)| *w < to)
     }
 
     pub fn total(&self, from: WindowNo, to: WindowNo) -> Cell {
@@ -207,8 +207,6 @@ pub struct Windows {
     pub now: u64,
     /// Edges of earlier minutes were kept before a restart; what history tells of them again is not counted twice.
     pub edges_from: u32,
-    /// How many traces each one stands for, while only some are looked at.
-    pub weight: Weight,
 }
 
 /// A call for the map: when it ended, how long the caller waited, how much of that the callee does not explain.
@@ -218,39 +216,27 @@ pub struct Called {
     pub ns: u64,
     pub unexplained: u64,
     pub failed: bool,
-    /// How many calls it stands for, where they are sampled.
+    /// How many calls it stands for, where they are sampled or only some are looked at.
     pub stands_for: u32,
-}
-
-/// How many traces each one stands for.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight(pub u32);
-
-impl Default for Weight {
-    fn default() -> Weight {
-        Weight(1)
-    }
 }
 
 impl Windows {
     /// Notes a call for the map.
     pub fn add_call(&mut self, from: NodeId, to: NodeId, call: Called) {
         let Called { time, ns, unexplained, failed, stands_for } = call;
-        let weight = self.weight.0.saturating_mul(stands_for);
         let Some(edge) = self.edge_at(from, to, time) else { return };
-        edge.attempts += u64::from(weight);
-        edge.errors += u64::from(weight) * u64::from(failed);
-        edge.sum_ns = edge.sum_ns.saturating_add(ns.saturating_mul(weight.into()));
-        edge.unexplained_ns = edge.unexplained_ns.saturating_add(unexplained.saturating_mul(weight.into()));
-        edge.estimated |= weight > 1;
+        edge.attempts += u64::from(stands_for);
+        edge.errors += u64::from(stands_for) * u64::from(failed);
+        edge.sum_ns = edge.sum_ns.saturating_add(ns.saturating_mul(stands_for.into()));
+        edge.unexplained_ns = edge.unexplained_ns.saturating_add(unexplained.saturating_mul(stands_for.into()));
+        edge.estimated |= stands_for > 1;
         edge.durations.record_many(ns, stands_for);
     }
 
     /// Notes that one of them was made again after a failure.
     pub fn add_retry(&mut self, from: NodeId, to: NodeId, time: u64, stands_for: u32) {
-        let weight = self.weight.0.saturating_mul(stands_for);
         if let Some(edge) = self.edge_at(from, to, time) {
-            edge.retries += u64::from(weight);
+            edge.retries += u64::from(stands_for);
         }
     }
 
@@ -365,9 +351,7 @@ impl Windows {
         self.told_edges.retain(|_, seen| *seen >= oldest);
         self.addresses.retain(|_, (_, seen)| *seen >= oldest);
         self.series.retain(|_, series| {
-            while series.cells.front().is_some_and(|(w, _)| *w < window) {
-                series.cells.pop_front();
-            }
+            series.cells.drain(..series.cells.partition_point(|(w, _)| *w < window));
             !series.cells.is_empty()
         });
     }

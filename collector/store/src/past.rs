@@ -2,7 +2,7 @@
 
 use crate::batch::Batch;
 use crate::partition::lock;
-use crate::query::{Budget, Source};
+use crate::query::{Budget, Keep, Source};
 use crate::rebuild::batch_of;
 use crate::{Error, Nanos, Reader, Signal};
 use std::sync::atomic::Ordering;
@@ -29,20 +29,40 @@ impl Drop for Past {
 }
 
 impl Past {
-    /// Everything of a signal that may lie between two times, in the order of its earliest time, batch by batch, with that time. A batch may hold
-    /// rows outside of the range.
-    pub fn read(&self, signal: Signal, from: Nanos, to: Nanos, budget: &Budget, mut each: impl FnMut(Nanos, &Batch)) -> Result<(), Error> {
-        let mut sources: Vec<((Nanos, Nanos), &Source)> = self.sources[signal as usize]
-            .iter()
-            .map(|source| (source.times(), source))
-            .filter(|((min, max), _)| *min <= to && *max >= from)
-            .collect();
+    fn between(&self, signal: Signal, from: Nanos, to: Nanos) -> impl Iterator<Item = ((Nanos, Nanos), &Source)> {
+        let timed = self.sources[signal as usize].iter().map(|source| (source.times(), source));
+        timed.filter(move |((min, max), _)| *min <= to && *max >= from)
+    }
+
+    /// How many rows `read` goes through.
+    pub fn rows(&self, signal: Signal, from: Nanos, to: Nanos) -> usize {
+        let rows = |source: &Source| match source {
+            Source::Live(batch) => batch.rows(),
+            Source::Block { block, .. } => block.rows,
+        };
+        self.between(signal, from, to).map(|(_, source)| rows(source)).sum()
+    }
+
+    /// What of a signal may lie between two times and is to be kept, in the order of its earliest time, batch by batch, with that time. A batch
+    /// may hold rows outside of the range, and one that is not in a block yet also those that are not to be kept.
+    pub fn read(
+        &self,
+        signal: Signal,
+        from: Nanos,
+        to: Nanos,
+        budget: &Budget,
+        keep: Option<&Keep<'_>>,
+        mut each: impl FnMut(Nanos, &Batch),
+    ) -> Result<(), Error> {
+        let mut sources: Vec<((Nanos, Nanos), &Source)> = self.between(signal, from, to).collect();
         sources.sort_by_key(|(times, _)| *times);
         for ((earliest, _), source) in sources {
             budget.check()?;
             match source {
                 Source::Live(batch) => each(earliest, batch),
-                Source::Block { partition, block } => each(earliest, &batch_of(&self.reader, partition, std::slice::from_ref(block))?),
+                Source::Block { partition, block } => {
+                    each(earliest, &batch_of(&self.reader, partition, std::slice::from_ref(block), keep)?)
+                }
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use crate::batch::Batch;
 use crate::builder::{BatchBuilder, Row};
 use crate::partition::{BlockInfo, Partition};
-use crate::query::Item;
+use crate::query::{Item, Keep};
 use crate::{Error, Reader, Signal};
 use std::sync::Arc;
 
@@ -41,12 +41,17 @@ impl Rebuilder {
     }
 }
 
-/// All rows of some blocks as one batch.
-pub(crate) fn batch_of(reader: &Reader, partition: &Arc<Partition>, blocks: &[Arc<BlockInfo>]) -> Result<Batch, Error> {
-    let rows: usize = blocks.iter().map(|b| b.rows).sum();
+/// All rows of some blocks that are to be kept, as one batch.
+pub(crate) fn batch_of(
+    reader: &Reader,
+    partition: &Arc<Partition>,
+    blocks: &[Arc<BlockInfo>],
+    keep: Option<&Keep<'_>>,
+) -> Result<Batch, Error> {
+    let rows: usize = if keep.is_some() { 0 } else { blocks.iter().map(|b| b.rows).sum() };
     let mut rebuilder = Rebuilder::new(partition.signal, rows);
     for block in blocks {
-        reader.each_item_of_block(partition, block, |item| rebuilder.push(&item))?;
+        reader.each_item_of_block(partition, block, keep, |item| rebuilder.push(&item))?;
     }
     Ok(rebuilder.builder.finish())
 }

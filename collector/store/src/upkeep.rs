@@ -64,7 +64,7 @@ impl Shared {
                 return Ok(());
             }
             let Some(blocks) = mergeable(&partition.blocks()) else { return Ok(()) };
-            partition.merge(&blocks, &batch_of(reader, partition, &blocks)?)?;
+            partition.merge(&blocks, &batch_of(reader, partition, &blocks, None)?)?;
         }
     }
 

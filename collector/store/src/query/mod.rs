@@ -17,6 +17,7 @@ pub use logs::{LogAnswer, LogBucket, LogQuestion};
 pub use services::{Instance, Operation, Point, ServiceQuestion, ServiceSummary};
 pub use traces::{SearchAnswer, SearchQuestion, TraceAnswer, TraceSummary};
 
+pub use source::Keep;
 pub(crate) use source::Source;
 
 use crate::Error;

@@ -4,8 +4,8 @@ use super::{Filter, Item};
 use crate::batch::Batch;
 use crate::partition::{BlockInfo, Partition};
 use crate::segment::{Segment, TraceTable};
-use crate::{Damaged, Error, Reader, Signal};
-use hashbrown::HashMap;
+use crate::{Damaged, Error, Reader, Signal, TraceId};
+use hashbrown::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
 #[derive(Clone)]
@@ -40,18 +40,32 @@ impl Reader {
         sources
     }
 
-    /// Every row of a block, in its order.
+    /// Every row of a block that is to be kept, in its order.
     pub(crate) fn each_item_of_block(
         &self,
         partition: &Arc<Partition>,
         block: &Arc<BlockInfo>,
+        keep: Option<&Keep<'_>>,
         mut each: impl FnMut(Item),
     ) -> Result<(), Error> {
         let mut open = OpenBlock::new(partition, block);
-        open.index_families()?;
-        for number in 0..block.directory.segments.len() {
-            let rows: Vec<u32> = (0..block.directory.segments[number].rows.len() as u32).collect();
-            open.segment_items(number, &rows)?.into_iter().for_each(&mut each);
+        let segments = block.directory.segments.len();
+        let mut rows: Vec<Vec<u32>> = Vec::with_capacity(segments);
+        match keep {
+            None => {
+                rows.extend(block.directory.segments.iter().map(|segment| (0..segment.rows.len() as u32).collect()));
+                open.index_families(|_| true)?;
+            }
+            Some(keep) => {
+                let mut wanted = HashSet::new();
+                for number in 0..segments {
+                    rows.push(open.kept_rows(number, keep, &mut wanted)?);
+                }
+                open.index_families(|trace| wanted.contains(&trace))?;
+            }
+        }
+        for (number, rows) in rows.iter().enumerate() {
+            open.segment_items(number, rows)?.into_iter().for_each(&mut each);
         }
         Ok(())
     }
@@ -73,7 +87,7 @@ impl Reader {
         let traces = open.traces()?;
         let rows = filter.segment_rows(partition, block, number, &segment, services.as_deref(), Some(&traces))?;
         if rows.len() > 64 {
-            open.index_families()?;
+            open.index_families(|_| true)?;
         }
         open.segment_items(number, &rows)
     }
@@ -82,6 +96,9 @@ impl Reader {
         filter.batch_rows(batch)?.into_iter().map(|row| super::item::from_batch(batch, row as usize)).collect()
     }
 }
+
+/// Whether a row is wanted, by its kind (severity of a log record), trace and time.
+pub type Keep<'a> = dyn Fn(u8, Option<TraceId>, u64) -> bool + 'a;
 
 /// A block that a question has opened: its trace table and its segments, as they are needed.
 pub(crate) struct OpenBlock {
@@ -135,15 +152,36 @@ impl OpenBlock {
         Ok(rows)
     }
 
-    /// Finds the rows of all traces at once, before every row of the block is read.
-    pub fn index_families(&mut self) -> Result<(), Error> {
+    /// Finds the rows of many traces at once, before their rows are read.
+    pub fn index_families(&mut self, wanted: impl Fn(u32) -> bool) -> Result<(), Error> {
         let mut families: HashMap<u32, Vec<u32>> = HashMap::new();
         let traces = self.traces()?;
         for (row, trace) in traces.of_row().map_err(Error::damaged(&self.partition.path))?.iter().enumerate() {
-            families.entry(*trace).or_default().push(row as u32);
+            if wanted(*trace) {
+                families.entry(*trace).or_default().push(row as u32);
+            }
         }
         self.families = families.into_iter().map(|(trace, rows)| (trace, Arc::new(rows))).collect();
         Ok(())
+    }
+
+    /// The rows of a segment that are to be kept; `wanted` collects their traces.
+    fn kept_rows(&mut self, number: usize, keep: &Keep<'_>, wanted: &mut HashSet<u32>) -> Result<Vec<u32>, Error> {
+        let (segment, traces) = (self.segment(number)?, self.traces()?);
+        let damaged = Error::damaged(&self.partition.path);
+        let times = segment.times().map_err(&damaged)?;
+        let of_row = traces.of_row().map_err(&damaged)?;
+        let start = self.block.directory.segments[number].rows.start;
+        let mut kept = Vec::new();
+        for lane in &segment.lanes {
+            for row in lane.rows.clone() {
+                if keep(lane.kind, traces.id_of(start + row).map_err(&damaged)?, times[row]) {
+                    kept.push(row as u32);
+                    wanted.insert(of_row[start + row]);
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// The rows that pass a filter, segment by segment: ordinals of the block with their times. Returns how many rows were looked at.
