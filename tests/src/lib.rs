@@ -12,4 +12,5 @@ pub mod server;
 pub mod shop;
 pub mod stored;
 
-pub use server::{Server, binary, example, wait_for};
+pub use rustix::process::Signal;
+pub use server::{Server, binary, example, signal, wait_for};

@@ -4,7 +4,7 @@
 
 use crate::corpus::{self, Template};
 use crate::grpc::Grpc;
-use crate::{Server, binary};
+use crate::{Server, Signal, binary, signal};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -235,5 +235,5 @@ fn trace_ids(body: &[u8], signal: &str) -> HashSet<String> {
 pub fn kill_after(server: &Server, time: Duration, before: impl FnOnce()) {
     std::thread::sleep(time);
     before();
-    let _ = Command::new("kill").args(["-9", &server.id().to_string()]).status();
+    signal(server.id(), Signal::KILL);
 }

@@ -1,5 +1,6 @@
 //! The real binary, in a directory of its own, on free ports. Ended by its id when dropped.
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,13 @@ pub fn binary() -> PathBuf {
 /// An example of the agent, which is a service.
 pub fn example(name: &str) -> PathBuf {
     build(&["-p", "firstfall-agent", "--example", name]).join("examples").join(name)
+}
+
+/// Sends a signal to a process that a test has started.
+pub fn signal(process: u32, signal: Signal) {
+    let process = Pid::from_raw(process as i32).expect("a process has a number");
+    // It may have ended by itself; whoever waits for it sees how.
+    let _ = kill_process(process, signal);
 }
 
 /// Waits until `ready` gives something, up to a minute: long enough for a loaded machine, never a verdict on speed.
@@ -170,7 +178,7 @@ impl Server {
 
     /// As a service manager stops it; the exit code.
     pub fn terminate(mut self) -> Option<i32> {
-        let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        signal(self.child.id(), Signal::TERM);
         self.child.wait().expect("it ends").code()
     }
 }

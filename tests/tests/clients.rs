@@ -3,7 +3,7 @@
 //!
 //! `tests/run` installs the packages into `tests/.clients`.
 
-use harness::{Server, example, wait_for};
+use harness::{Server, Signal, example, signal, wait_for};
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -68,7 +68,7 @@ impl Client {
 
     /// Ends it and waits until it has flushed.
     fn end(mut self) {
-        Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().expect("kill runs");
+        signal(self.child.id(), Signal::INT);
         wait_for("the client to end", || self.child.try_wait().ok().flatten());
     }
 }

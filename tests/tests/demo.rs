@@ -1,7 +1,6 @@
 //! The first command of the README.
 
-use harness::binary;
-use harness::server::wait_for;
+use harness::{Signal, binary, signal, wait_for};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -42,7 +41,7 @@ fn the_demo_shows_its_services_and_leaves_no_process_behind() {
     });
     let shop = children(demo.id());
     assert_eq!(shop.len(), 7, "each service is a process of its own");
-    let _ = Command::new("kill").args(["-TERM", &demo.id().to_string()]).status();
+    signal(demo.id(), Signal::TERM);
     assert_eq!(demo.wait().expect("it ends").code(), Some(0));
     for process in shop {
         wait_for("the end of each service", || (!std::path::Path::new(&format!("/proc/{process}")).exists()).then_some(()));

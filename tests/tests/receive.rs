@@ -1,8 +1,7 @@
 //! What clients are answered, by the OTLP specification.
 
-use harness::{Server, corpus, wait_for};
+use harness::{Server, Signal, corpus, signal, wait_for};
 use serde_json::{Value as Json, json};
-use std::process::Command;
 
 const PROTOBUF: (&str, &str) = ("content-type", "application/x-protobuf");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -121,7 +120,7 @@ fn settings_that_can_change_do_so_at_sighup_and_mistakes_change_nothing() {
         assert_eq!(status, 200);
         server.sql(&format!("SELECT length(name) FROM spans WHERE span_id = '{id}'"))[0][0].as_u64().expect("a length")
     };
-    let hang_up = || assert!(Command::new("kill").args(["-HUP", &server.id().to_string()]).status().is_ok_and(|s| s.success()));
+    let hang_up = || signal(server.id(), Signal::HUP);
     assert_eq!(kept(), 80);
     std::fs::write(&file, "[limits]\nname_bytes_max = '50B'\n[server]\nweb = '127.0.0.1:1'\n").expect("writable");
     hang_up();
