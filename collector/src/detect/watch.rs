@@ -50,6 +50,8 @@ const JUMP_MAX: u32 = 1440;
 const SAME_ONSET: u64 = 300 * SECOND;
 /// After a restart windows are judged again from so long before the earliest incident that may still matter, or before the newest item.
 const FOUND_AGAIN: u64 = 300 * SECOND;
+/// An incident that ended so long ago does not open again (five minutes), nor does what follows belong to it.
+const MAY_OPEN_AGAIN: u64 = 600 * SECOND;
 /// Ended incidents that wait for a disk with room.
 const UNKEPT_MAX: usize = 1000;
 /// Edges of a minute are kept so long after it has ended: most of what comes late has come.
@@ -90,6 +92,11 @@ pub struct Inlet {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets somebody have what was just unlocked: a mutex goes to whoever asks next, and that would be this thread again.
+fn give_way() {
+    std::thread::sleep(Duration::from_micros(200));
 }
 
 impl Inlet {
@@ -382,7 +389,8 @@ impl Watcher {
         // What was told of is found again from before it began, and what nobody could tell of any more in the last minutes. All that came before
         // is only there to compare with.
         let first = observed.first_window(from);
-        let since = known.iter().map(|incident| incident.onset).fold(newest, u64::min).saturating_sub(FOUND_AGAIN);
+        let matters = |incident: &&noun::Incident| incident.closed_at.is_none_or(|closed| closed > newest.saturating_sub(MAY_OPEN_AGAIN));
+        let since = known.iter().filter(matters).map(|incident| incident.onset).fold(newest, u64::min).saturating_sub(FOUND_AGAIN);
         self.incidents.known_since(first);
         self.next = Some(first.max((since / WINDOW) as WindowNo));
         *lock(&self.shared.observed) = observed;
@@ -507,6 +515,7 @@ impl Watcher {
             }
             self.keep_changes(u64::from(window + 1) * WINDOW);
             self.keep_edges(u64::from(window + 1) * WINDOW);
+            give_way();
         }
     }
 
@@ -577,6 +586,7 @@ impl Watcher {
         drop(observed);
         for some in settled.chunks(SETTLED_AT_ONCE) {
             lock(&shared.observed).count(some);
+            give_way();
         }
         let mut observed = lock(&shared.observed);
         observed.settle(settled_until);
