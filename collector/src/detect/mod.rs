@@ -16,6 +16,7 @@ pub mod incidents;
 pub mod join;
 pub mod judge;
 pub mod names;
+pub mod pattern;
 pub mod rank;
 pub mod tree;
 pub mod watch;

@@ -50,7 +50,8 @@ const JUMP_MAX: u32 = 1440;
 const SAME_ONSET: u64 = 300 * SECOND;
 /// After a restart windows are judged again from so long before the earliest incident that may still matter, or before the newest item.
 const FOUND_AGAIN: u64 = 300 * SECOND;
-/// An incident that ended so long ago does not open again (five minutes), nor does what follows belong to it.
+/// An incident that ended so long ago is not looked for again after a restart: it opens again within half of this, and what follows belongs to it
+/// for less.
 const MAY_OPEN_AGAIN: u64 = 600 * SECOND;
 /// Ended incidents that wait for a disk with room.
 const UNKEPT_MAX: usize = 1000;
