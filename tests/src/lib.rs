@@ -6,6 +6,7 @@ pub mod grpc;
 pub mod hook;
 pub mod mixed;
 pub mod power;
+pub mod recorded;
 pub mod samples;
 pub mod scenario;
 pub mod server;

@@ -7,6 +7,7 @@ use super::describe::{failing_since, happening_since, slow_since};
 use super::judge::{Signal, Stretches, Symptom};
 use super::names::NodeId;
 use super::rank::Candidate;
+use super::rules::Rules;
 use super::windows::{Event, Subject, WindowNo};
 use super::{Diagnosis, Observed};
 use firstfall_store::rollup::WINDOW;
@@ -17,37 +18,10 @@ use std::ops::Range;
 const RECENT: u32 = 3;
 /// The long stretch, for what happens too seldom to be judged in half a minute.
 const LONG: u32 = 9;
-/// Windows of data before a baseline is one (five minutes).
-const BASELINE_MIN: u32 = 30;
-/// Windows before a change of shape is believed (eight minutes): what requests reach depends on who comes by, and that changes by the minute.
-const SHAPE_BASELINE_MIN: usize = 50;
-/// … and by how much it must change.
-const SHAPE_CHANGE: f64 = 0.5;
-/// A candidate whose onset lies so long after an open incident's is another one (two minutes).
-const APART: u32 = 12;
 /// How far back a baseline reaches (half an hour).
 const BASELINE_MAX: u32 = 180;
-/// Steps in a row in which a candidate must stand before an incident opens.
-const STEPS_TO_OPEN: u32 = 2;
-/// Windows in a row without symptoms of its origin before it closes (a minute and a half), since failures flap.
-const QUIET_TO_CLOSE: u32 = 9;
-/// The same where metrics tell of it (two minutes).
-const QUIET_TO_CLOSE_BY_POINTS: u32 = 12;
-/// So long after its onset it is ranked anew with each window (three minutes); what fails later is judged by itself.
-const GROWS: u32 = 18;
-/// The same origin again within this time (five minutes) is the same incident.
-const REOPENS: u32 = 30;
-/// A candidate opens an incident only beyond so many deviations: thousands of subjects are looked at each ten seconds, and nobody wants to
-/// be woken once a week by chance.
-const OPEN_SCORE: f64 = 12.0;
-/// … and when it harms at least this part of its own requests.
-const OPEN_SHARE: f64 = 0.1;
-/// … and at least so many requests of the stretch.
-const HARMED_MIN: f64 = 3.0;
-/// The same by metrics, whose points come minutes apart: requests a second, that many in ten minutes.
-const HARMED_MIN_BY_POINTS: f64 = HARMED_MIN / 600.0;
-/// With fewer deviations a node is no part of an incident.
-const SICK_SCORE: f64 = 6.0;
+/// Metrics, whose points come minutes apart, have so many seconds to tell of `harmed_min` requests.
+const POINTS_SECONDS: f64 = 600.0;
 /// An incident that lasts longer than this is the new normal.
 pub const LASTING: u32 = 360;
 
@@ -99,8 +73,8 @@ impl Incident {
 #[derive(Default)]
 pub struct Incidents {
     pub all: Vec<Incident>,
-    /// For how many steps candidates have stood that no incident covers.
-    standing: u32,
+    /// For how many steps in a row candidates have stood that no incident covers: at all, and surely.
+    standing: [u32; 2],
     first: Option<WindowNo>,
 }
 
@@ -112,6 +86,7 @@ impl Incidents {
 
     /// Judges the windows up to and including `window`. Returns the places in `all` of what has changed.
     pub fn step(&mut self, observed: &Observed, window: WindowNo) -> Vec<usize> {
+        let rules = &observed.rules;
         let first = *self.first.get_or_insert(window);
         let mut changed: Vec<usize> = Vec::new();
         for at in 0..self.all.len() {
@@ -132,38 +107,39 @@ impl Incidents {
             self.all
                 .iter()
                 .filter(|i| {
-                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + STEPS_TO_OPEN) * WINDOW > u64::from(window) * WINDOW)
+                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + rules.steps_to_open) * WINDOW > u64::from(window) * WINDOW)
                 })
-                .any(|i| i.nodes.contains(&node) || window < i.onset_window() + APART)
+                .any(|i| i.nodes.contains(&node) || window < i.onset_window() + rules.apart)
         };
-        let (mut before, mut diagnosis, mut found) = (0..0, Diagnosis::default(), Vec::new());
+        let (mut before, mut present, mut diagnosis, mut found) = (0..0, 0..0, Diagnosis::default(), Vec::new());
         for length in [RECENT, LONG] {
-            let (baseline, present) = stretch(length);
-            diagnosis = compare(observed, baseline.clone(), present.clone());
+            let (baseline, recent) = stretch(length);
+            diagnosis = compare(observed, baseline.clone(), recent.clone());
             found = diagnosis
                 .candidates
                 .iter()
-                .filter(|c| !covered(c.node) && opens(observed, c, present.clone(), baseline.len()))
+                .filter(|c| !covered(c.node) && hurts(observed, c, recent.clone(), baseline.len(), rules.stand_score).is_some())
                 .cloned()
                 .collect();
-            before = baseline;
+            (before, present) = (baseline, recent);
             if !found.is_empty() {
                 break;
             }
         }
-        if found.is_empty() {
-            self.standing = 0;
+        let Some(best) = found.first() else {
+            self.standing = [0, 0];
+            return changed;
+        };
+        let surely = hurts(observed, best, present, before.len(), rules.open_score) == Some(Hurt::ByItself);
+        self.standing = [self.standing[0] + 1, if surely { self.standing[1] + 1 } else { 0 }];
+        if self.standing[0] < rules.shape_steps && self.standing[1] < rules.steps_to_open {
             return changed;
         }
-        self.standing += 1;
-        if self.standing < STEPS_TO_OPEN {
-            return changed;
-        }
-        self.standing = 0;
+        self.standing = [0, 0];
         let again = self.all.iter().rposition(|i| {
             i.absorbed_by.is_none()
-                && i.candidates.first().map(|c| c.node) == Some(found[0].node)
-                && i.closed_at.is_some_and(|closed| closed + u64::from(REOPENS) * WINDOW > u64::from(window) * WINDOW)
+                && i.candidates.first().is_some_and(|c| c.node == found[0].node && c.fails() == found[0].fails())
+                && i.closed_at.is_some_and(|closed| closed + u64::from(rules.reopens) * WINDOW > u64::from(window) * WINDOW)
         });
         if let Some(at) = again {
             let incident = &mut self.all[at];
@@ -180,7 +156,7 @@ impl Incidents {
             opened_at: u64::from(window + 1) * WINDOW,
             closed_at: None,
             absorbed_by: None,
-            nodes: diagnosis.candidates.iter().filter(|c| is_sick(c)).map(|c| c.node).collect(),
+            nodes: diagnosis.candidates.iter().filter(|c| is_sick(c, &observed.rules)).map(|c| c.node).collect(),
             candidates: diagnosis.candidates,
             symptoms: diagnosis.symptoms,
             quiet: 0,
@@ -221,6 +197,7 @@ impl Incidents {
 
     /// Ranks an open incident over all of its time; closes it when it has been quiet. Says whether anything changed that is worth telling.
     fn follow(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
+        let rules = &observed.rules;
         let incident = &self.all[at];
         let (before, begin) = (incident.baseline(), incident.onset_window());
         let recent = window.saturating_sub(RECENT - 1).max(begin)..window + 1;
@@ -229,15 +206,16 @@ impl Incidents {
         let origin = incident.candidates.first().map(|c| c.node);
         // Where metrics tell of it, minutes apart, that is too fine: what comes with the next point belongs to it still.
         let by_points = incident.candidates.first().and_then(|c| c.evidence.first()).is_some_and(|s| s.signal.is_of_points());
-        let still =
-            now.candidates.iter().any(|c| (by_points || Some(c.node) == origin) && opens(observed, c, recent.clone(), before.len()));
+        let still = now.candidates.iter().any(|c| {
+            (by_points || Some(c.node) == origin) && hurts(observed, c, recent.clone(), before.len(), rules.stand_score).is_some()
+        });
         let incident = &mut self.all[at];
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
-        if incident.quiet >= if by_points { QUIET_TO_CLOSE_BY_POINTS } else { QUIET_TO_CLOSE } || window - begin > LASTING {
+        if incident.quiet >= if by_points { rules.quiet_to_close_by_points } else { rules.quiet_to_close } || window - begin > LASTING {
             incident.closed_at = Some(u64::from(window + 1) * WINDOW);
             return true;
         }
-        incident.quiet == 0 && (by_points || window - begin <= GROWS) && self.rank_again(observed, window, at)
+        incident.quiet == 0 && (by_points || window - begin <= rules.grows) && self.rank_again(observed, window, at)
     }
 
     fn rank_again(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
@@ -248,7 +226,7 @@ impl Incidents {
         }
         let origin = incident.candidates.first().map(|c| c.node);
         let changed = diagnosis.candidates.first().map(|c| c.node) != origin;
-        for candidate in diagnosis.candidates.iter().filter(|c| is_sick(c)) {
+        for candidate in diagnosis.candidates.iter().filter(|c| is_sick(c, &observed.rules)) {
             if !incident.nodes.contains(&candidate.node) {
                 incident.nodes.push(candidate.node);
             }
@@ -270,33 +248,51 @@ fn compare(observed: &Observed, before: Range<WindowNo>, after: Range<WindowNo>)
 }
 
 /// Whether a node belongs to an incident: as its origin, or by a symptom that is beyond doubt.
-fn is_sick(candidate: &Candidate) -> bool {
-    candidate.evidence.iter().any(|s| s.unprecedented && s.harm > 0.0 && s.score >= SICK_SCORE)
+fn is_sick(candidate: &Candidate, rules: &Rules) -> bool {
+    candidate.evidence.iter().any(|s| s.unprecedented && s.harm > 0.0 && s.score >= rules.sick_score)
 }
 
-/// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, which hurts more than a
-/// few requests and more than a small part of them.
-fn opens(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, baseline: usize) -> bool {
-    if candidate.explained_by.is_some() || !candidate.evidence.iter().any(|s| s.unprecedented && s.score >= OPEN_SCORE) {
-        return false;
+/// By what a candidate hurts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hurt {
+    /// By what it does: failures, time.
+    ByItself,
+    /// Only by what its requests reach no more, or newly.
+    ByShape,
+}
+
+/// Whether a candidate is sure and harmful enough to wake somebody: it has a symptom like none in its baseline, beyond so many deviations, which
+/// hurts more than a few requests and more than a small part of them.
+fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, baseline: usize, score: f64) -> Option<Hurt> {
+    let rules = &observed.rules;
+    if candidate.explained_by.is_some() || !candidate.evidence.iter().any(|s| s.unprecedented && s.score >= score) {
+        return None;
     }
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     let counts = |s: &&Symptom| {
-        // Before there is a baseline only the objective speaks: failures.
-        if baseline < BASELINE_MIN as usize && s.signal != Signal::Errors {
-            return false;
+        // Before there is a baseline the objective speaks, and what cannot be mistaken.
+        if baseline < rules.baseline_min && s.signal != Signal::Errors {
+            let slow = matches!(s.signal, Signal::OwnTime | Signal::Wait) && s.after >= rules.early_factor * s.before;
+            return slow && s.unprecedented && s.score >= rules.early_score && baseline >= rules.early_baseline_min;
         }
-        let known = s.signal != Signal::Shape || (baseline >= SHAPE_BASELINE_MIN && (s.after - s.before).abs() >= SHAPE_CHANGE);
-        known && s.unprecedented && s.score >= OPEN_SCORE
+        let known = s.signal != Signal::Shape || (baseline >= rules.shape_baseline_min && (s.after - s.before).abs() >= rules.shape_change);
+        // Points are minutes apart: standing for a window longer adds none.
+        let enough_known =
+            if s.signal.is_of_points() { s.score >= rules.open_score && s.n.0 >= rules.points_baseline_min } else { s.score >= score };
+        known && s.unprecedented && enough_known
     };
     let enough = |harm: f64, by_points: bool| {
-        harm >= if by_points { HARMED_MIN_BY_POINTS } else { (OPEN_SHARE * requests).max(HARMED_MIN / seconds) }
+        harm >= if by_points { rules.harmed_min / POINTS_SECONDS } else { (rules.open_share * requests).max(rules.harmed_min / seconds) }
     };
     // A service that is slow is slow in each of its operations, and each has a part of its requests; the same failure shows in many signals.
     let slow: f64 =
         candidate.evidence.iter().filter(counts).filter(|s| matches!(s.signal, Signal::OwnTime | Signal::Wait)).map(|s| s.harm).sum();
-    enough(slow, false) || candidate.evidence.iter().filter(counts).any(|s| enough(s.harm, s.signal.is_of_points()))
+    let by = |shape: bool| {
+        let mut evidence = candidate.evidence.iter().filter(counts).filter(|s| (s.signal == Signal::Shape) == shape);
+        evidence.any(|s| enough(s.harm, s.signal.is_of_points()))
+    };
+    if enough(slow, false) || by(false) { Some(Hurt::ByItself) } else { by(true).then_some(Hurt::ByShape) }
 }
 
 /// When it began, by the series of its strongest symptom that has one.
@@ -327,5 +323,5 @@ fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, wi
         let refuses = all.iter().filter(|(subject, _)| refused(subject)).filter_map(|(_, s)| happening_since(s, &before, window + 1));
         slow.chain(fails).chain(refuses).min()
     });
-    u64::from(onset.unwrap_or(window.saturating_sub(RECENT + STEPS_TO_OPEN - 2))) * WINDOW
+    u64::from(onset.unwrap_or(window.saturating_sub(RECENT + observed.rules.steps_to_open - 2))) * WINDOW
 }

@@ -3,6 +3,7 @@
 
 use super::facts::Measure;
 use super::names::{Names, NodeId, TextId};
+use super::rules::Rules;
 use super::windows::{Cell, Event, LogClass, PointSeries, Series, Subject, WindowNo, Windows};
 use firstfall_store::rollup::WINDOW;
 use hashbrown::HashMap;
@@ -32,6 +33,11 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// Something takes longer.
+    pub fn is_of_time(self) -> bool {
+        matches!(self, Signal::OwnTime | Signal::Wait | Signal::MetricLatency)
+    }
+
     /// Told by metrics, which come at their own pace.
     pub fn is_of_points(self) -> bool {
         matches!(self, Signal::MetricLatency | Signal::MetricErrors | Signal::Resource)
@@ -96,14 +102,14 @@ fn robust(values: &[f64]) -> (f64, f64) {
     (middle, 1.4826 * median(&mut values))
 }
 
-/// How far the median of `after` lies above that of `before`, in deviations of `before` that are never taken for smaller than a tenth of
+/// How far the median of `after` lies above that of `before`, in deviations of `before` that are never taken for smaller than a share of
 /// the level, or `floor`.
-fn shift(before: &[f64], after: &[f64], floor: f64) -> f64 {
+fn shift(before: &[f64], after: &[f64], level_share: f64, floor: f64) -> f64 {
     if before.len() < WINDOWS_MIN || after.is_empty() {
         return 0.0;
     }
     let (level, deviation) = robust(before);
-    (median(&mut after.to_vec()) - level) / deviation.max(level.abs() * 0.1).max(floor)
+    (median(&mut after.to_vec()) - level) / deviation.max(level.abs() * level_share).max(floor)
 }
 
 /// Whether `after` lies above `before`, by ranks alone (Mann and Whitney 1947), in standard deviations. A few wild values do not move it, and a
@@ -225,11 +231,6 @@ fn counts(series: &Series, all: &Series, range: &Range<WindowNo>) -> Vec<f64> {
         .collect()
 }
 
-/// Below this a change may be chance: one in a thousand subjects, and thousands are looked at.
-const SURE: f64 = 3.0;
-/// The same by ranks, which a handful of windows can just reach.
-const SURE_BY_RANK: f64 = 2.5;
-
 /// A timed subject, compared.
 struct Timed {
     symptom: Symptom,
@@ -260,9 +261,9 @@ impl Failures {
 }
 
 /// All symptoms between two stretches, most harmful first.
-pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<Symptom> {
+pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: &Rules) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
-    let judge = Judge { windows, names, stretches, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9 };
+    let judge = Judge { windows, names, stretches, rules, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9 };
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), Failures> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
@@ -305,11 +306,11 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches) -> Vec<
     }
     for ((node, metric), series) in &windows.points {
         let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / judge.seconds);
-        found.extend(point_symptom(windows, names, stretches, *node, *metric, series, rate));
+        found.extend(point_symptom(windows, names, stretches, rules, *node, *metric, series, rate));
     }
-    found.retain(|symptom| symptom.score > SURE && symptom.harm > 0.0);
+    found.retain(|symptom| symptom.score > rules.sure && symptom.harm > 0.0);
     // What is certain of it: the harm less so many deviations as a change needs to be believed at all.
-    found.iter_mut().for_each(|symptom| symptom.harm *= 1.0 - SURE / symptom.score);
+    found.iter_mut().for_each(|symptom| symptom.harm *= 1.0 - rules.sure / symptom.score);
     found.sort_by(|a, b| b.harm.total_cmp(&a.harm).then_with(|| (a.node, a.signal, &a.what).cmp(&(b.node, b.signal, &b.what))));
     found
 }
@@ -320,6 +321,7 @@ struct Judge<'a> {
     windows: &'a Windows,
     names: &'a Names,
     stretches: &'a Stretches,
+    rules: &'a Rules,
     /// Of the stretch that is judged.
     seconds: f64,
 }
@@ -344,11 +346,11 @@ impl Judge<'_> {
         let sick = sick_windows(series, before);
         let well = means_by_window(series, before).filter(|(window, _)| !sick.contains(window));
         let old: Vec<f64> = well.map(|(_, mean)| mean).collect();
-        if above(&old, &new) < SURE_BY_RANK {
+        if above(&old, &new) < self.rules.sure_by_rank {
             return None;
         }
-        let score = shift(&old, &new, floor);
-        if score <= SURE {
+        let score = shift(&old, &new, self.rules.level_share, floor);
+        if score <= self.rules.sure {
             return None;
         }
         let level = median(&mut old.clone());
@@ -409,11 +411,11 @@ impl Judge<'_> {
         }
         let (share0, share1) = ((f64::from(was.count), f64::from(total0.count)), (f64::from(is.count), f64::from(total1.count)));
         // Wider swings from window to window only make it less sure.
-        if proportion_shift(share0, share1, 1.0) <= SURE {
+        if proportion_shift(share0, share1, 1.0) <= self.rules.sure {
             return None;
         }
         let score = proportion_shift(share0, share1, overdispersion(series, requests, before, share0.0 / share0.1));
-        if score <= SURE {
+        if score <= self.rules.sure {
             return None;
         }
         let is_error = |pattern| {
@@ -496,6 +498,7 @@ fn point_symptom(
     windows: &Windows,
     names: &Names,
     stretches: &Stretches,
+    rules: &Rules,
     node: NodeId,
     metric: TextId,
     series: &PointSeries,
@@ -542,7 +545,7 @@ fn point_symptom(
             let (level, now) = (median(&mut old.clone()), sum(&new) / new.len() as f64);
             let weights: f64 =
                 series.values.iter().filter(|(time, ..)| *time > since && *time <= stretches.until).map(|(_, _, weight)| *weight).sum();
-            let score = if above(&old, &new) > 1.0 { shift(&old, &new, 0.0005) } else { 0.0 };
+            let score = if above(&old, &new) > 1.0 { shift(&old, &new, rules.level_share, 0.0005) } else { 0.0 };
             // The callers' requests are out of order by the part of their time that they lose here.
             let callers = windows.told_edges.keys().filter(|(_, to)| *to == node).filter_map(|(from, _)| {
                 let (_, theirs) = split(windows.points.get(&(*from, metric))?);

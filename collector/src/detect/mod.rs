@@ -18,6 +18,7 @@ pub mod judge;
 pub mod names;
 pub mod pattern;
 pub mod rank;
+pub mod rules;
 pub mod tree;
 pub mod watch;
 pub mod windows;
@@ -32,6 +33,7 @@ use join::{Join, Trace};
 use judge::{Stretches, Symptom};
 use names::{Names, NodeId};
 use rank::Candidate;
+use rules::Rules;
 use windows::{LogClass, Subject, WindowNo, Windows, window_of};
 
 /// Rows of edges that are kept at one time, the busiest first: a map of more is no map, and the file must not grow with hostile names.
@@ -52,6 +54,8 @@ pub struct Observed {
     earliest: Option<u64>,
     pub thinning: Thinning,
     pub changes: Changes,
+    /// The numbers that decide.
+    pub rules: Rules,
 }
 
 impl Observed {
@@ -203,8 +207,8 @@ impl Observed {
     }
 
     pub fn compare(&self, stretches: &Stretches) -> Diagnosis {
-        let symptoms = judge::symptoms(&self.windows, &self.names, stretches);
-        let candidates = rank::rank(&symptoms, &self.edges());
+        let symptoms = judge::symptoms(&self.windows, &self.names, stretches, &self.rules);
+        let candidates = rank::rank(&symptoms, &self.edges(), &self.rules);
         Diagnosis { candidates, symptoms }
     }
 

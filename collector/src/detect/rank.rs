@@ -4,6 +4,7 @@
 
 use super::judge::{Signal, Symptom};
 use super::names::NodeId;
+use super::rules::Rules;
 use hashbrown::{HashMap, HashSet};
 
 #[derive(Clone, Debug)]
@@ -17,14 +18,18 @@ pub struct Candidate {
     pub explained_by: Option<NodeId>,
 }
 
-/// A callee explains its caller when it does at least this part of the harm.
-const EXPLAINS: f64 = 0.3;
-
 type Edge = (NodeId, NodeId);
+
+impl Candidate {
+    /// Whether it fails rather than being slow, by its most harmful symptom.
+    pub fn fails(&self) -> bool {
+        !self.evidence.first().is_some_and(|s| s.signal.is_of_time())
+    }
+}
 
 /// Waiting, handed to nodes. Slow calls may be the callee's doing, the caller's (it is short of CPU, so that answers lie there) or the
 /// network's of either. The node of which most edges are slow explains them all at once; what is left is explained by the next.
-fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<(NodeId, Symptom)> {
+fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>, rules: &Rules) -> Vec<(NodeId, Symptom)> {
     let of = |signal: Signal| symptoms.iter().filter(move |s| s.signal == signal).filter_map(|s| s.from.map(|from| ((from, s.node), s)));
     let mut left: HashMap<Edge, &Symptom> = of(Signal::Wait).collect();
     let failing: HashMap<Edge, &Symptom> = of(Signal::Errors).collect();
@@ -36,7 +41,7 @@ fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<(NodeId, Symptom)
     let mut blamed = Vec::new();
     // Calls that wait and then fail have timed out: their waiting belongs where their failing is counted, to the callee.
     left.retain(|edge, wait| {
-        let timed_out = failing.get(edge).is_some_and(|fails| fails.harm >= EXPLAINS * wait.harm);
+        let timed_out = failing.get(edge).is_some_and(|fails| fails.harm >= rules.explains * wait.harm);
         if timed_out {
             blamed.push((edge.1, (*wait).clone()));
         }
@@ -68,12 +73,12 @@ fn waiting(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<(NodeId, Symptom)
 }
 
 /// All nodes with symptoms, best candidate first. `edges` are caller and callee.
-pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<Candidate> {
+pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>, rules: &Rules) -> Vec<Candidate> {
     let mut nodes: HashMap<NodeId, Vec<Symptom>> = HashMap::new();
     for symptom in symptoms.iter().filter(|s| s.signal != Signal::Wait) {
         nodes.entry(symptom.node).or_default().push(symptom.clone());
     }
-    for (node, symptom) in waiting(symptoms, edges) {
+    for (node, symptom) in waiting(symptoms, edges, rules) {
         nodes.entry(node).or_default().push(symptom);
     }
     let harm_of: HashMap<NodeId, Harm> = nodes.iter().map(|(node, evidence)| (*node, Harm::of(evidence))).collect();
@@ -86,7 +91,7 @@ pub fn rank(symptoms: &[Symptom], edges: &HashSet<Edge>) -> Vec<Candidate> {
                 .iter()
                 .filter(|(from, to)| *from == node && *to != node)
                 .map(|(_, to)| *to)
-                .filter(|to| harm_of.get(to).is_some_and(|theirs| theirs.explains(&harm)))
+                .filter(|to| harm_of.get(to).is_some_and(|theirs| theirs.explains(&harm, rules.explains)))
                 .max_by(|a, b| harm_of[a].total().total_cmp(&harm_of[b].total()).then(b.cmp(a)));
             Candidate { node, score: harm.total(), evidence, explained_by }
         })
@@ -141,11 +146,9 @@ impl Harm {
         let mut harm = Harm::default();
         for symptom in evidence {
             match symptom.signal {
-                Signal::OwnTime | Signal::Wait | Signal::MetricLatency => harm.slows += symptom.harm,
-                Signal::Errors | Signal::ErrorLogs | Signal::Refusals | Signal::Shape | Signal::MetricErrors => {
-                    harm.fails = harm.fails.max(symptom.harm)
-                }
+                signal if signal.is_of_time() => harm.slows += symptom.harm,
                 Signal::Resource => {}
+                _ => harm.fails = harm.fails.max(symptom.harm),
             }
         }
         harm
@@ -157,11 +160,11 @@ impl Harm {
 
     /// A callee explains failures by failures and slowness by slowness; failures by slowness only if it makes as many wait as fail, as
     /// when calls time out.
-    fn explains(&self, caller: &Harm) -> bool {
+    fn explains(&self, caller: &Harm, part: f64) -> bool {
         if caller.fails > caller.slows {
-            self.fails >= EXPLAINS * caller.fails || self.slows >= caller.fails
+            self.fails >= part * caller.fails || self.slows >= caller.fails
         } else {
-            self.slows >= EXPLAINS * caller.slows
+            self.slows >= part * caller.slows
         }
     }
 }
