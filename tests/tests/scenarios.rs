@@ -1,10 +1,14 @@
 //! A few of the scenarios; `cargo run --release -p firstfall-tests --bin scenarios` runs them all, and hours of ordinary life.
 
+use collector::detect::watch::ALLOWANCE;
 use harness::Server;
 use harness::scenario::fault::What;
-use harness::scenario::world::Topology;
+use harness::scenario::world::{SECOND, Topology};
 use harness::scenario::{Play, Scenario, just_passed, life, post, run, send};
 use harness::server::wait_for;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 #[test]
 fn each_fault_is_one_incident_with_its_origin_first_and_its_hops_away_from_it() {
@@ -107,6 +111,43 @@ fn speed_order_and_a_kill_change_nothing_of_what_is_told() {
         let told = one.first().is_some_and(|incident| incident["origin"] == truth.origin.as_str());
         (told && one == two).then_some(())
     });
+}
+
+/// In real time: the past at once, then second by second by the wall clock. The incident is on the page when the data have come as far past the
+/// end of its window as is stated, and before another window has passed.
+#[test]
+fn by_the_wall_clock_a_failure_is_seen_when_it_is_said_to_have_opened_and_the_allowance_has_passed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let scenario = Scenario { topology: Topology::Chain, what: What::DeadService, load: 8.0, seed: 4 };
+    let before = Play::new(&scenario, 0).expect("it has a place for it").begin;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    // It begins to fail in two seconds.
+    let start = (now().as_secs() + 2) * SECOND - before;
+    let play = Play::new(&scenario, start).expect("it has a place for it");
+    let (truth, until) = (play.truth.clone(), play.begin + 90 * SECOND);
+    let mut seen: Option<(u64, serde_json::Value)> = None;
+    play.run(|bodies, second| {
+        if seen.is_some() || second > until {
+            return;
+        }
+        // What happens in a second arrives when it is over.
+        let due = Duration::from_nanos(second + SECOND);
+        std::thread::sleep(due.saturating_sub(now()));
+        bodies.iter().for_each(|body| post(&server.otlp, body));
+        if second > start + before {
+            let incidents = server.api("/api/v1/incidents")["incidents"].take();
+            seen = incidents.get(0).map(|incident| (second, incident.clone()));
+        }
+    });
+    let (second, incident) = seen.expect("it is seen within a minute and a half");
+    assert_eq!(incident["origins"][0]["service"], truth.origin.as_str(), "{incident}");
+    let opened_at = OffsetDateTime::parse(incident["opened_at"].as_str().expect("a time"), &Rfc3339).expect("RFC 3339");
+    let opened_at = opened_at.unix_timestamp_nanos() as u64;
+    // By what had been sent when it was seen: a page is asked once a second, and may have been a second behind.
+    let late = (second - opened_at) / SECOND;
+    let allowance = ALLOWANCE / SECOND;
+    assert!((allowance - 1..=allowance + 10).contains(&late), "seen {late} s after {}", incident["opened_at"]);
 }
 
 #[test]

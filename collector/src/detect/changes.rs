@@ -1,6 +1,7 @@
 //! Changes of services, as far as telemetry tells of them: which versions and instances speak and since when, and the state of breakers.
 //! Nobody has to announce a deployment: its `service.version` does.
 
+use super::facts::BreakerCount;
 use super::names::{Names, NodeId, TextId};
 use firstfall_store::change::Change;
 use hashbrown::hash_map::Entry;
@@ -55,6 +56,8 @@ pub struct Changes {
     instance_names: HashMap<TextId, String>,
     /// By node and breaker: its state and since when.
     breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
+    /// By node, breaker and state: since when it is counted that it came about, and how often.
+    breaker_counts: HashMap<(NodeId, TextId, TextId), (u64, f64)>,
     transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
     /// When anything was first heard.
     first: Option<u64>,
@@ -124,6 +127,27 @@ impl Changes {
                     known.insert((state, time));
                 }
             }
+        }
+    }
+
+    /// A count of how often a breaker came into a state: where it has risen, that has happened again.
+    pub fn hear_breaker_count(&mut self, counted: &BreakerCount) {
+        let BreakerCount { node, breaker, state, from, count, cumulative, since, time } = *counted;
+        let first = *self.first.get_or_insert(time);
+        let key = (node, breaker, state);
+        if self.breaker_counts.len() >= REMEMBERED_MAX && !self.breaker_counts.contains_key(&key) {
+            return;
+        }
+        let before = self.breaker_counts.insert(key, (since, count));
+        let risen = match before {
+            Some((began, before)) if cumulative && began == since => count > before,
+            // Counters begin with their first event; what had been counted when we came to hear of it is not news.
+            None if cumulative => count > 0.0 && time > first + KNOWN_AFTER,
+            _ => count > 0.0,
+        };
+        if risen {
+            self.breakers.entry((node, breaker)).or_insert((from, 0));
+            self.hear_breaker(node, breaker, state, time);
         }
     }
 
@@ -303,6 +327,24 @@ mod tests {
     fn an_instance_that_falls_silent_beside_others_is_fewer_and_a_dead_service_is_not() {
         check(&[("a", "1", 0, 1000), ("b", "1", 0, 400)], 1000, &[("scale_down", "2", "1", 400)]);
         check(&[("a", "1", 0, 400), ("b", "1", 0, 400)], 1000, &[]);
+    }
+
+    #[test]
+    fn a_breaker_whose_openings_are_counted_tells_of_each() {
+        let mut changes = Changes::default();
+        let (open, closed) = (7, 8);
+        let mut hear = |second: u64, state, from, count| {
+            let time = second * SECOND;
+            let counted = BreakerCount { node: 0, breaker: 1, state, from, count, cumulative: true, since: 5, time };
+            changes.hear_breaker_count(&counted);
+            changes.transitions.len()
+        };
+        assert_eq!(hear(10, open, closed, 3.0), 0, "what was counted before we came is not news");
+        assert_eq!(hear(70, open, closed, 3.0), 0);
+        assert_eq!(hear(130, open, closed, 4.0), 1);
+        assert_eq!(hear(190, closed, 9, 1.0), 2, "the first of a kind is");
+        assert_eq!(hear(250, closed, 9, 1.0), 2);
+        assert_eq!(hear(310, open, closed, 5.0), 3);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From batches to *facts*: the little that detection needs to know of a span, a log record or a point. Everything that depends on the
 //! semantic conventions, old and new, is decided here; what follows knows nodes, texts and numbers only.
 
+use super::callee::{Callee, Says, Words};
 use super::names::{Names, Node, NodeId, NodeKind, TextId};
 use super::pattern::pattern;
 use firstfall_store::batch::{Batch, Field, Kind, ValueRef, marks};
@@ -146,6 +147,22 @@ pub struct Facts {
     pub instances: Vec<(NodeId, Arc<str>, u64)>,
     /// Node, breaker, its state, and when.
     pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
+    pub breaker_counts: Vec<BreakerCount>,
+}
+
+/// How often a breaker has come into a state, where that is counted and no gauge tells the state itself.
+#[derive(Clone, Copy, Debug)]
+pub struct BreakerCount {
+    pub node: NodeId,
+    pub breaker: TextId,
+    pub state: TextId,
+    /// From where it comes into that state.
+    pub from: TextId,
+    pub count: f64,
+    /// Since the counter began, else since the point before.
+    pub cumulative: bool,
+    pub since: u64,
+    pub time: u64,
 }
 
 /// Which traces are looked at, when there are more than there is time for: whole traces, one in two, four, eight, …, so that what is
@@ -283,201 +300,34 @@ fn instance_of(resource: &Resource) -> Option<String> {
     })
 }
 
-/// What an attribute says about the callee.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Says {
-    Nothing,
-    PeerService,
-    Address,
-    Port,
-    Url,
-    DbSystem,
-    DbNamespace,
-    MessagingSystem,
-    Destination,
-    RpcService,
-    HttpStatus,
-    GrpcStatus,
-    ResendCount,
-}
-
-fn says(key: &str) -> Says {
-    match key {
-        "peer.service" | "service.peer.name" => Says::PeerService,
-        "server.address" | "net.peer.name" | "net.sock.peer.addr" | "http.host" | "network.peer.address" => Says::Address,
-        "server.port" | "net.peer.port" | "network.peer.port" => Says::Port,
-        "url.full" | "http.url" => Says::Url,
-        "db.system" | "db.system.name" => Says::DbSystem,
-        "db.name" | "db.namespace" => Says::DbNamespace,
-        "messaging.system" => Says::MessagingSystem,
-        "messaging.destination.name" | "messaging.destination" => Says::Destination,
-        "rpc.service" => Says::RpcService,
-        "http.response.status_code" | "http.status_code" => Says::HttpStatus,
-        "http.request.resend_count" | "http.resend_count" => Says::ResendCount,
-        "rpc.response.status_code" | "rpc.grpc.status_code" => Says::GrpcStatus,
-        _ => Says::Nothing,
-    }
-}
-
-/// The words of one span about its callee.
-#[derive(Default, Clone, PartialEq, Eq, Hash)]
-struct Callee<'a> {
-    peer_service: &'a str,
-    address: &'a str,
-    port: i64,
-    url: &'a str,
-    db_system: &'a str,
-    db_namespace: &'a str,
-    messaging_system: &'a str,
-    destination: &'a str,
-    rpc_service: &'a str,
-    http_status: i64,
-    grpc_status: i64,
-    resend_count: i64,
-}
-
-impl<'a> Callee<'a> {
-    fn note(&mut self, says: Says, value: ValueRef<'a>) {
-        let slot = match says {
-            Says::Nothing => return,
-            Says::Port | Says::HttpStatus | Says::GrpcStatus | Says::ResendCount => {
-                let number = match value {
-                    ValueRef::Int(number) => number,
-                    // Later conventions write gRPC's codes as words.
-                    ValueRef::Str("PERMISSION_DENIED") => 7,
-                    ValueRef::Str("RESOURCE_EXHAUSTED") => 8,
-                    ValueRef::Str("UNAUTHENTICATED") => 16,
-                    ValueRef::Str(text) => text.parse().unwrap_or(0),
-                    _ => 0,
-                };
-                let slot = match says {
-                    Says::Port => &mut self.port,
-                    Says::HttpStatus => &mut self.http_status,
-                    Says::ResendCount => &mut self.resend_count,
-                    _ => &mut self.grpc_status,
-                };
-                *slot = number;
-                return;
-            }
-            Says::PeerService => &mut self.peer_service,
-            Says::Address => &mut self.address,
-            Says::Url => &mut self.url,
-            Says::DbSystem => &mut self.db_system,
-            Says::DbNamespace => &mut self.db_namespace,
-            Says::MessagingSystem => &mut self.messaging_system,
-            Says::Destination => &mut self.destination,
-            Says::RpcService => &mut self.rpc_service,
-        };
-        if let ValueRef::Str(text) = value
-            && slot.is_empty()
-        {
-            *slot = text;
-        }
-    }
-
-    fn address(&self) -> String {
-        let host = if self.address.is_empty() { host_of(self.url) } else { self.address };
-        if host.is_empty() || self.port == 0 || host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-            host.to_owned()
-        } else {
-            format!("{host}:{}", self.port)
-        }
-    }
-
-    /// The node by these words, in the environment of the caller.
-    fn node(&self, environment: &str, names: &mut Names) -> Option<NodeId> {
-        let (kind, name) = if !self.db_system.is_empty() {
-            let kind = match self.db_system {
-                "redis" | "memcached" | "valkey" => NodeKind::Cache,
-                _ => NodeKind::Database,
-            };
-            let mut name = self.db_system.to_owned();
-            if !self.db_namespace.is_empty() && kind == NodeKind::Database {
-                name = format!("{name} {}", self.db_namespace);
-            }
-            let address = self.address();
-            if !address.is_empty() {
-                name = format!("{name} {address}");
-            }
-            (kind, name)
-        } else if !self.messaging_system.is_empty() || !self.destination.is_empty() {
-            let destination = if self.destination.is_empty() { self.messaging_system } else { self.destination };
-            (NodeKind::Queue, destination.to_owned())
-        } else if !self.peer_service.is_empty() {
-            // A service that sends telemetry itself goes by the same name.
-            let service = Service { name: self.peer_service.to_owned(), namespace: String::new(), environment: environment.to_owned() };
-            let known = names.nodes().find(|(_, node)| {
-                node.kind == NodeKind::Service && node.service.name == service.name && node.service.environment == environment
-            });
-            if let Some((id, _)) = known {
-                return Some(id);
-            }
-            (NodeKind::External, self.peer_service.to_owned())
-        } else {
-            let address = self.address();
-            if !address.is_empty() {
-                (NodeKind::External, address)
-            } else if !self.rpc_service.is_empty() {
-                (NodeKind::External, self.rpc_service.to_owned())
-            } else {
-                return None;
-            }
-        };
-        let service = Service { name, namespace: String::new(), environment: environment.to_owned() };
-        Some(names.node_id(Node { kind, service }))
-    }
-}
-
-/// Host and port of a URL.
-fn host_of(url: &str) -> &str {
-    let Some((_, rest)) = url.split_once("://") else { return "" };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
-    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
-}
-
 fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinning: Thinning, facts: &mut Facts) {
-    let roles: Vec<Says> = batch
-        .columns
-        .iter()
-        .map(|column| if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing })
-        .collect();
+    let mut words = Words::of(batch);
     let weights = Weights::of(batch);
-    let with_databases = roles.contains(&Says::DbSystem);
+    let with_databases = words.tell(Says::DbSystem);
     // The libraries that tell of calls, where it matters.
     let layers: Vec<TextId> = batch
         .contexts
         .iter()
         .map(|(_, scope)| if with_databases { names.scope(batch.blobs.get(batch.scopes[*scope as usize])) } else { 0 })
         .collect();
-    let with_status = roles.iter().any(|role| matches!(role, Says::HttpStatus | Says::GrpcStatus));
-    let mut callees: HashMap<(NodeId, Callee<'_>), Option<NodeId>> = HashMap::new();
+    let with_status = words.tell(Says::HttpStatus) || words.tell(Says::GrpcStatus);
+    let mut callees: HashMap<(NodeId, Callee), Option<NodeId>> = HashMap::new();
     facts.spans.reserve(batch.rows() >> thinning.0);
     for row in 0..batch.rows() {
         let (node, operation, kind) = lanes[batch.lane[row] as usize];
         let Some(trace) = batch.trace_id(row).filter(|trace| thinning.keeps(&trace.0)) else { continue };
         let mut peer = None;
         let mut failed = batch.marks[row] & marks::ERROR != 0;
-        let mut callee = Callee::default();
         let calls = matches!(kind, CLIENT | PRODUCER | CONSUMER);
-        if calls || (kind == SERVER && with_status) {
-            let words = &batch.values[batch.values_start[row] as usize..];
-            for (column, word) in batch.shape_of(row).iter().zip(words) {
-                let says = roles[*column as usize];
-                if says != Says::Nothing {
-                    callee.note(says, batch.value_of(batch.columns[*column as usize].kind, *word));
-                }
-            }
-        }
-        let (http_status, grpc_status) = (std::mem::take(&mut callee.http_status), std::mem::take(&mut callee.grpc_status));
-        let again = std::mem::take(&mut callee.resend_count) > 0;
-        let layer = if callee.db_system.is_empty() { 0 } else { layers[batch.lanes[batch.lane[row] as usize].context as usize] };
-        let refusal = Refusal::of(http_status, grpc_status);
+        let (callee, numbers) = if calls || (kind == SERVER && with_status) { words.read(row) } else { Default::default() };
+        let layer = if callee.db_system == 0 { 0 } else { layers[batch.lanes[batch.lane[row] as usize].context as usize] };
+        let refusal = Refusal::of(numbers.http_status, numbers.grpc_status);
         if calls {
             // Clients mark 4xx as errors; it is no failure of the callee, and the caller says by itself whether it failed by it.
-            failed &= !(400..500).contains(&http_status) && refusal.is_none();
-            peer = *callees.entry((node, callee)).or_insert_with_key(|(node, callee)| {
-                let environment = names.node(*node).service.environment.clone();
-                callee.node(&environment, names)
+            failed &= !(400..500).contains(&numbers.http_status) && refusal.is_none();
+            peer = *callees.entry((node, callee)).or_insert_with(|| {
+                let environment = names.node(node).service.environment.clone();
+                words.node(&callee, &environment, names)
             });
         }
         facts.spans.push(SpanFact {
@@ -495,7 +345,7 @@ fn spans(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, thinn
             refusal,
             peer: peer.filter(|peer| *peer != node),
             weight: weights.at(row).saturating_mul(thinning.weight()),
-            again,
+            again: numbers.resend_count > 0,
             layer,
         });
     }
@@ -561,13 +411,24 @@ fn breaker_state<'a>(metric: &str, state: &'a str, value: Option<f64>) -> Option
     }
 }
 
+/// The state that an event of Polly's (its counter `resilience.polly.strategy.events`) tells of, from which one, and how many nanoseconds before its point it
+/// is taken to have been: of what one export tells together, opening came before closing.
+fn polly_event(event: &str) -> Option<(&'static str, &'static str, u64)> {
+    match event {
+        "OnCircuitOpened" => Some(("open", "closed", 2)),
+        "OnCircuitHalfOpened" => Some(("half_open", "open", 1)),
+        "OnCircuitClosed" => Some(("closed", "half_open", 0)),
+        _ => None,
+    }
+}
+
 fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
     for row in 0..batch.rows() {
         let (node, name, kind) = lanes[batch.lane[row] as usize];
         let mut unit = "";
         let (mut cumulative, mut value, mut count, mut sum) = (false, None, None, None);
         let (mut client, mut server) = ("", "");
-        let (mut state, mut label) = ("", "");
+        let (mut state, mut label, mut event) = ("", "", "");
         let mut attributes = String::new();
         for (column, found) in batch.values_of(row) {
             let number = match found {
@@ -588,7 +449,8 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
                         "client" => client = text,
                         "server" => server = text,
                         "state" => state = text,
-                        "name" | "circuit_breaker.name" | "envoy.cluster_name" | "envoy_cluster_name" => label = text,
+                        "name" | "circuit_breaker.name" | "envoy.cluster_name" | "envoy_cluster_name" | "pipeline.name" => label = text,
+                        "event.name" => event = text,
                         _ => {}
                     }
                     attributes.push(' ');
@@ -614,6 +476,14 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
             if !state.is_empty() {
                 facts.breakers.push((node, names.text(label), names.text(state), time));
             }
+            continue;
+        }
+        if metric_name == "resilience.polly.strategy.events"
+            && let (Some((state, from, before)), Some(count)) = (polly_event(event), value)
+        {
+            let (breaker, state, from) = (names.text(label), names.text(state), names.text(from));
+            let time = time.saturating_sub(before);
+            facts.breaker_counts.push(BreakerCount { node, breaker, state, from, count, cumulative, since, time });
             continue;
         }
         let mut push = |suffix: &str, measure: Measure, value: f64, cumulative: bool, weight: f64| {
@@ -707,11 +577,5 @@ pub(crate) mod tests {
         ] {
             assert_eq!(breaker_state(metric, state, Some(value)), expected, "{metric} {state} {value}");
         }
-    }
-
-    #[test]
-    fn the_host_of_a_url_keeps_its_port_and_drops_credentials() {
-        assert_eq!(host_of("http://user:pw@cart.shop:8080/x?y"), "cart.shop:8080");
-        assert_eq!(host_of("/v1/commit/1"), "");
     }
 }

@@ -277,10 +277,10 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
             return slow && s.unprecedented && s.score >= rules.early_score && baseline >= rules.early_baseline_min;
         }
         let known = s.signal != Signal::Shape || (baseline >= rules.shape_baseline_min && (s.after - s.before).abs() >= rules.shape_change);
-        // Points are minutes apart: standing for a window longer adds none.
-        let enough_known =
-            if s.signal.is_of_points() { s.score >= rules.open_score && s.n.0 >= rules.points_baseline_min } else { s.score >= score };
-        known && s.unprecedented && enough_known
+        let known = known && (!s.signal.is_of_points() || s.n.0 >= rules.points_baseline_min);
+        // Standing for a window longer says little of times, whose tail is long, and nothing of points, which are minutes apart.
+        let score = if s.signal.is_of_time() || s.signal.is_of_points() { rules.open_score } else { score };
+        known && s.unprecedented && s.score >= score
     };
     let enough = |harm: f64, by_points: bool| {
         harm >= if by_points { rules.harmed_min / POINTS_SECONDS } else { (rules.open_share * requests).max(rules.harmed_min / seconds) }

@@ -1,12 +1,12 @@
 //! What left its baseline. Compares two stretches of windows, subject by subject, and says by how much and how surely each has changed.
 //! Pure: the same windows give the same symptoms.
 
-use super::facts::Measure;
 use super::names::{Names, NodeId, TextId};
 use super::rules::Rules;
-use super::windows::{Cell, Event, LogClass, PointSeries, Series, Subject, WindowNo, Windows};
+use super::windows::{Cell, Event, LogClass, Series, Subject, WindowNo, Windows};
 use firstfall_store::rollup::WINDOW;
 use hashbrown::HashMap;
+use std::cell::OnceCell;
 use std::ops::Range;
 
 /// The kind of evidence, in the order in which a page lists it.
@@ -76,10 +76,8 @@ pub struct Stretches {
     pub until: u64,
 }
 
-/// A baseline of points reaches at least so many of them back.
-const POINTS_OF_BASELINE: u64 = 144;
 /// Fewer windows than this are no baseline.
-const WINDOWS_MIN: usize = 3;
+pub(super) const WINDOWS_MIN: usize = 3;
 
 pub fn median(values: &mut [f64]) -> f64 {
     if values.is_empty() {
@@ -95,7 +93,7 @@ pub fn median(values: &mut [f64]) -> f64 {
 }
 
 /// Median, and the deviation by the median of absolute deviations (1.4826 makes it that of a normal distribution).
-fn robust(values: &[f64]) -> (f64, f64) {
+pub(super) fn robust(values: &[f64]) -> (f64, f64) {
     let mut values = values.to_vec();
     let middle = median(&mut values);
     values.iter_mut().for_each(|v| *v = (*v - middle).abs());
@@ -104,7 +102,7 @@ fn robust(values: &[f64]) -> (f64, f64) {
 
 /// How far the median of `after` lies above that of `before`, in deviations of `before` that are never taken for smaller than a share of
 /// the level, or `floor`.
-fn shift(before: &[f64], after: &[f64], level_share: f64, floor: f64) -> f64 {
+pub(super) fn shift(before: &[f64], after: &[f64], level_share: f64, floor: f64) -> f64 {
     if before.len() < WINDOWS_MIN || after.is_empty() {
         return 0.0;
     }
@@ -114,7 +112,7 @@ fn shift(before: &[f64], after: &[f64], level_share: f64, floor: f64) -> f64 {
 
 /// Whether `after` lies above `before`, by ranks alone (Mann and Whitney 1947), in standard deviations. A few wild values do not move it, and a
 /// few windows cannot reach far.
-fn above(before: &[f64], after: &[f64]) -> f64 {
+pub(super) fn above(before: &[f64], after: &[f64]) -> f64 {
     let (n, m) = (before.len() as f64, after.len() as f64);
     if before.len() < WINDOWS_MIN || after.is_empty() {
         return 0.0;
@@ -136,7 +134,7 @@ const OBJECTIVE: f64 = 0.01;
 const OBJECTIVE_WEIGHT: f64 = 20.0;
 
 /// Deviations of a share of failures from the share before.
-fn share_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
+pub(super) fn share_shift(before: (f64, f64), after: (f64, f64)) -> f64 {
     let ((bad0, n0), (bad1, n1)) = (before, after);
     if n1 == 0.0 || bad1 == 0.0 {
         return 0.0;
@@ -180,7 +178,7 @@ fn groups<T>(series: &Series, stretches: &Stretches, mut value: impl FnMut(Range
         .collect()
 }
 
-fn highest(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn highest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().fold(f64::MIN, f64::max)
 }
 
@@ -263,7 +261,8 @@ impl Failures {
 /// All symptoms between two stretches, most harmful first.
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: &Rules) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
-    let judge = Judge { windows, names, stretches, rules, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9 };
+    let judge =
+        Judge { windows, names, stretches, rules, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9, newly_said: OnceCell::new() };
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), Failures> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
@@ -306,7 +305,7 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: 
     }
     for ((node, metric), series) in &windows.points {
         let rate = requests.get(node).map(|(_, is)| f64::from(is.count) / judge.seconds);
-        found.extend(point_symptom(windows, names, stretches, rules, *node, *metric, series, rate));
+        found.extend(judge.points(*node, *metric, series, rate));
     }
     found.retain(|symptom| symptom.score > rules.sure && symptom.harm > 0.0);
     // What is certain of it: the harm less so many deviations as a change needs to be believed at all.
@@ -317,13 +316,14 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: 
 
 /// What the functions for each signal need. Those that return an option return none where the change is not sure, as soon as that is known:
 /// there are thousands of subjects, and nearly all of them have not changed.
-struct Judge<'a> {
-    windows: &'a Windows,
-    names: &'a Names,
-    stretches: &'a Stretches,
-    rules: &'a Rules,
+pub(super) struct Judge<'a> {
+    pub(super) windows: &'a Windows,
+    pub(super) names: &'a Names,
+    pub(super) stretches: &'a Stretches,
+    pub(super) rules: &'a Rules,
     /// Of the stretch that is judged.
     seconds: f64,
+    newly_said: OnceCell<HashMap<(NodeId, TextId), f64>>,
 }
 
 impl Judge<'_> {
@@ -418,15 +418,14 @@ impl Judge<'_> {
         if score <= self.rules.sure {
             return None;
         }
-        let is_error = |pattern| {
-            let pattern = self.windows.get(&Subject::Pattern { node, pattern });
-            pattern.is_some_and(|series| series.total(before.start, after.end).errors > 0)
-        };
         // What a log line says varies with the data that pass through; an ERROR line does not.
-        let weight = match event {
-            Event::Says(pattern) if !is_error(pattern) => 0.5,
-            _ => 1.0,
-        };
+        let by_data = matches!(event, Event::Says(pattern) if !self.is_error(node, pattern));
+        let weight = if by_data { 0.5 } else { 1.0 };
+        // What is not said any more, but something else by as many, is said in other words.
+        let lost = share0.0 / share0.1 - share1.0 / share1.1;
+        if by_data && lost > 0.0 && self.newly_said().get(&(node, operation)).is_some_and(|gained| *gained >= lost) {
+            return None;
+        }
         let (who, from, signal) = match event {
             Event::IsRefused(_) => (node, None, Signal::Refusals),
             Event::IsRefusedBy(by, _) => (by, Some(node), Signal::Refusals),
@@ -449,7 +448,8 @@ impl Judge<'_> {
         });
         let now = share1.0 / share1.1;
         let risen = now > highest(usual.iter().copied());
-        let unprecedented = risen || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
+        // A line that is missing tells of requests that end early; one that is new and no error, of other data.
+        let unprecedented = (risen && !by_data) || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
         Some(Symptom {
             node: who,
             from,
@@ -462,6 +462,32 @@ impl Judge<'_> {
             after: now,
             unit: "of requests",
             n: (u64::from(total0.count), u64::from(total1.count)),
+        })
+    }
+
+    fn is_error(&self, node: NodeId, pattern: TextId) -> bool {
+        let Stretches { before, after, .. } = self.stretches;
+        let pattern = self.windows.get(&Subject::Pattern { node, pattern });
+        pattern.is_some_and(|series| series.total(before.start, after.end).errors > 0)
+    }
+
+    /// By how much the shares of an operation's requests have risen that say things that are no errors, all lines together.
+    fn newly_said(&self) -> &HashMap<(NodeId, TextId), f64> {
+        self.newly_said.get_or_init(|| {
+            let Stretches { before, after, .. } = self.stretches;
+            let mut gained: HashMap<(NodeId, TextId), f64> = HashMap::new();
+            for (subject, series) in &self.windows.series {
+                let Subject::Reach { node, operation, event: Event::Says(pattern) } = *subject else { continue };
+                let Some(requests) = self.windows.get(&Subject::Request { node, operation }) else { continue };
+                let share = |range: &Range<WindowNo>| {
+                    f64::from(series.total(range.start, range.end).count) / f64::from(requests.total(range.start, range.end).count.max(1))
+                };
+                let risen = share(after) - share(before);
+                if risen > 0.0 && !self.is_error(node, pattern) {
+                    *gained.entry((node, operation)).or_default() += risen;
+                }
+            }
+            gained
         })
     }
 
@@ -492,80 +518,4 @@ impl Judge<'_> {
             unprecedented: usual.iter().all(|share| *share < share1),
         }
     }
-}
-
-fn point_symptom(
-    windows: &Windows,
-    names: &Names,
-    stretches: &Stretches,
-    rules: &Rules,
-    node: NodeId,
-    metric: TextId,
-    series: &PointSeries,
-    // Requests a second, where spans tell of them.
-    rate: Option<f64>,
-) -> Option<Symptom> {
-    let name = names.text_of(metric);
-    // Points that are minutes apart need a longer baseline than spans: as many as a day of five minutes each has half of.
-    let interval = match (series.values.front(), series.values.back()) {
-        (Some((first, ..)), Some((last, ..))) if series.values.len() > 1 => (last - first) / (series.values.len() as u64 - 1),
-        _ => 0,
-    };
-    let start =
-        (u64::from(stretches.before.start) * WINDOW).min(stretches.since.saturating_sub((POINTS_OF_BASELINE + 2).saturating_mul(interval)));
-    // Where points are further apart than the stretch is long, the present is the two latest.
-    let since = stretches.since.min(stretches.until.saturating_sub(interval.saturating_mul(2)));
-    let split = |series: &PointSeries| {
-        let between =
-            |from: u64, to: u64| series.values.iter().filter(move |(time, ..)| *time > from && *time <= to).map(|(_, value, _)| *value);
-        (between(start, since).collect::<Vec<f64>>(), between(since, stretches.until).collect::<Vec<f64>>())
-    };
-    let (old, new) = split(series);
-    if old.len() < WINDOWS_MIN || new.is_empty() {
-        return None;
-    }
-    let n = (old.len() as u64, new.len() as u64);
-    let sibling = |from: &str, to: &str| {
-        let sibling = name.replacen(from, to, 1);
-        // A counter of calls without “requests” in its name is not its own counter of errors.
-        if sibling == name { None } else { windows.points.get(&(node, names.find_text(&sibling)?)) }
-    };
-    let seconds = (stretches.until - since) as f64 / 1e9;
-    let sum = |v: &[f64]| v.iter().sum::<f64>();
-    let mut unprecedented = false;
-    let (signal, score, harm, before, after, unit) = match series.measure {
-        Measure::Level if (name.contains("cpu") || name.contains("memory")) && !name.contains("node") => {
-            let (level, deviation) = robust(&old);
-            let highest = new.iter().copied().fold(f64::MIN, f64::max);
-            let score = (highest - level) / deviation.max(0.25 * level.abs()).max(1e-9);
-            (Signal::Resource, score, 0.5 * rate.unwrap_or(0.0) * (1.0 - level / highest.max(1e-9)).max(0.0), level, highest, "")
-        }
-        // Where there are spans they say it better.
-        Measure::Latency if rate.is_none() && !name.contains("client") && name.contains("mean") => {
-            let (level, now) = (median(&mut old.clone()), sum(&new) / new.len() as f64);
-            let weights: f64 =
-                series.values.iter().filter(|(time, ..)| *time > since && *time <= stretches.until).map(|(_, _, weight)| *weight).sum();
-            let score = if above(&old, &new) > 1.0 { shift(&old, &new, rules.level_share, 0.0005) } else { 0.0 };
-            // The callers' requests are out of order by the part of their time that they lose here.
-            let callers = windows.told_edges.keys().filter(|(_, to)| *to == node).filter_map(|(from, _)| {
-                let (_, theirs) = split(windows.points.get(&(*from, metric))?);
-                Some(sum(&theirs) / theirs.len().max(1) as f64)
-            });
-            let duration = callers.fold(now, f64::max);
-            let lost = ((now - level) / duration.max(1e-9)).clamp(0.0, 1.0);
-            unprecedented = new.iter().all(|v| *v > highest(old.iter().copied()));
-            (Signal::MetricLatency, score, weights / seconds * lost, level, now, "s")
-        }
-        Measure::Requests if rate.is_none() => {
-            let errors = ["errors", "failures", "failed"].iter().find_map(|word| sibling("requests", word))?;
-            let (bad_old, bad_new) = split(errors);
-            let (was, is) = ((sum(&bad_old), sum(&old)), (sum(&bad_new), sum(&new)));
-            let (share0, share1) = (was.0 / was.1.max(1.0), is.0 / is.1.max(1.0));
-            let usual = bad_old.iter().zip(&old).map(|(bad, all)| bad / all.max(1.0));
-            unprecedented = bad_new.iter().zip(&new).all(|(bad, all)| bad / all.max(1.0) > 0.0) && share1 > highest(usual);
-            (Signal::MetricErrors, share_shift(was, is), (share1 - share0).max(0.0) * is.1 / seconds, share0, share1, "of requests")
-        }
-        _ => return None,
-    };
-    Some(Symptom { node, from: None, signal, what: name.to_owned(), score, harm, before, after, unit, n, unprecedented })
 }

@@ -7,6 +7,7 @@
 //!
 //! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
+pub mod callee;
 pub mod calls;
 pub mod changes;
 pub mod clocks;
@@ -17,6 +18,7 @@ pub mod join;
 pub mod judge;
 pub mod names;
 pub mod pattern;
+pub mod points;
 pub mod rank;
 pub mod rules;
 pub mod tree;
@@ -69,7 +71,7 @@ impl Observed {
     }
 
     fn look_at(&mut self, batch: &Batch, look: Look) {
-        let facts = facts::of(batch, &mut self.names, look);
+        let mut facts = facts::of(batch, &mut self.names, look);
         for mut span in facts.spans {
             span.set_clock(self.join.clocks.offset(span.node));
             self.see(span.node, span.end);
@@ -100,6 +102,10 @@ impl Observed {
         }
         for (node, breaker, state, time) in facts.breakers {
             self.changes.hear_breaker(node, breaker, state, time);
+        }
+        facts.breaker_counts.sort_unstable_by_key(|counted| counted.time);
+        for counted in &facts.breaker_counts {
+            self.changes.hear_breaker_count(counted);
         }
         for (from, to, time) in facts.edges {
             self.windows.tell_edge(from, to, time);

@@ -48,6 +48,8 @@ pub struct Names {
     scopes: HashMap<Box<[u8]>, TextId>,
     nodes: Vec<Node>,
     node_ids: HashMap<Node, NodeId>,
+    /// Services by name alone, in the order in which they came.
+    services: HashMap<Box<str>, Vec<NodeId>>,
     texts: Vec<Box<str>>,
     text_ids: HashMap<Box<str>, TextId>,
 }
@@ -59,6 +61,7 @@ impl Default for Names {
             scopes: HashMap::new(),
             nodes: Vec::new(),
             node_ids: HashMap::new(),
+            services: HashMap::new(),
             texts: Vec::new(),
             text_ids: HashMap::new(),
         };
@@ -80,6 +83,9 @@ impl Names {
             return self.node_id(other);
         }
         let id = self.nodes.len() as NodeId;
+        if node.kind == NodeKind::Service {
+            self.services.entry(node.service.name.as_str().into()).or_default().push(id);
+        }
         self.nodes.push(node.clone());
         self.node_ids.insert(node, id);
         id
@@ -91,6 +97,12 @@ impl Names {
 
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id as usize]
+    }
+
+    /// The first service of a name in an environment, whatever its namespace.
+    pub fn service_named(&self, name: &str, environment: &str) -> Option<NodeId> {
+        let ids = self.services.get(cut(name))?;
+        ids.iter().copied().find(|id| self.node(*id).service.environment == environment)
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {

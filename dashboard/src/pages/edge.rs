@@ -1,7 +1,9 @@
 //! `/edges/{caller}/{callee}`: the calls from one node to another, as the caller sees them and as the callee does.
 
-use super::{Frame, Page, TraceRow, draw, trace_rows};
+use super::changes::ChangeRow;
+use super::{Frame, Page, TraceRow, changes, draw, trace_rows};
 use crate::App;
+use crate::api::changes::changes as changes_of;
 use crate::api::incidents::topology_of;
 use crate::ask::{Query, ask, encode};
 use crate::draw::{Line, lines, number};
@@ -29,7 +31,12 @@ struct EdgePage {
     charts: [(&'static str, String); 3],
     points: Vec<[String; 6]>,
     failed: Vec<TraceRow>,
+    /// When breakers of the caller opened and closed.
+    breakers: Vec<ChangeRow>,
 }
+
+/// The latest that are listed.
+const BREAKERS_MAX: usize = 20;
 
 pub fn href(caller: &str, callee: &str, keep: &str) -> String {
     format!("/edges/{}/{}{keep}", encode(caller), encode(callee))
@@ -68,6 +75,10 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
         }
         _ => Vec::new(),
     };
+    // A breaker has the name that its service gave it; whose calls it guards, telemetry does not say.
+    let mut breakers = changes_of(&app, &query, &range, 1000).await?;
+    breakers.retain(|change| change.kind == "breaker" && change.service == from.name);
+    breakers.truncate(BREAKERS_MAX);
     let (state, reason) = of_share(edge.errors, edge.calls, "calls", app.objectives.of(&to.name));
     let ms = |value: Option<f64>| value.map_or("–".to_owned(), |ms| times::span_of((ms * 1e6) as u64));
     let [p50, p95, p99] = edge.quantiles_ms;
@@ -167,6 +178,7 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
         charts,
         points: rows,
         failed,
+        breakers: changes::rows(&breakers, &[]),
         frame,
     })
 }

@@ -4,7 +4,7 @@
 //! bodies that were encoded before and differ only in ids and times; its own cost is not counted. Ratios within one run are what can
 //! be compared: machines are noisy.
 //!
-//! `bench [seconds=N] [spans=N] [only=stages|ingest|logs|queries] [data=DIR]`: how long the plain ingest is meant to run at 400,000 spans/s, how many
+//! `bench [seconds=N] [spans=N] [only=stages|ingest|detection|logs|queries] [data=DIR]`: how long the plain ingest is meant to run at 400,000 spans/s, how many
 //! spans the questions are asked over, one part alone, and a directory to keep these spans in for another run.
 
 mod load;
@@ -82,6 +82,9 @@ fn main() {
     if wanted("ingest") {
         ingest(&runtime, &spans, &bodies, seconds);
     }
+    if wanted("detection") {
+        detection(&runtime, &spans, seconds);
+    }
     if wanted("logs") {
         logs(&runtime, prost(&bodies, items_of(&spans)), seconds);
     }
@@ -145,6 +148,34 @@ fn ingest(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<corpus::Template>>,
             row("spans on disk, bytes each", format!("{ours:.1} ({:.2} x zstd -3 of {theirs:.1})", ours / theirs));
         }
     }
+}
+
+/// What detection and the map add to a span: servers with and without, by turns, at a rate at which every trace is looked at.
+fn detection(runtime: &tokio::runtime::Runtime, spans: &Arc<Vec<corpus::Template>>, seconds: u64) {
+    const RATE: u64 = 100_000;
+    const TURNS: usize = 4;
+    let mut costs = [Vec::new(), Vec::new()];
+    for turn in 0..2 * TURNS {
+        let with = turn % 2 == 0;
+        let directory = tempfile::tempdir().expect("a directory");
+        let enabled = with.to_string();
+        let server = Server::start_with(directory.path(), &[], &[("FIRSTFALL_DETECTION_ENABLED", &enabled)]);
+        let load =
+            |items, rate| Load { templates: spans.clone(), signal: "traces", way: Way::Http, connections: 4, items, rate, from: 0, to: 0 };
+        runtime.block_on(send(&server, &load(200_000, 0)));
+        let cpu = cpu_seconds(server.id());
+        let (_, accepted) = runtime.block_on(send(&server, &load(seconds * RATE, RATE)));
+        costs[usize::from(!with)].push((cpu_seconds(server.id()) - cpu) / accepted as f64 * 1e6);
+        assert_eq!(server.terminate(), Some(0));
+    }
+    let [with, without] = costs.map(|mut costs| {
+        costs.sort_by(f64::total_cmp);
+        (costs[TURNS / 2 - 1] + costs[TURNS / 2]) / 2.0
+    });
+    row(
+        "CPU s per million spans at 100,000/s, detection on; off",
+        format!("{with:.2}; {without:.2} ({:.2} x, medians of {TURNS} by turns)", with / without),
+    );
 }
 
 fn logs(runtime: &tokio::runtime::Runtime, prost: f64, seconds: u64) {
