@@ -18,6 +18,8 @@ pub struct Shop {
 pub struct Fault {
     /// payments fails by itself this often, in percent.
     pub payments_fails: u64,
+    /// payments itself takes so much longer.
+    pub payments_slow: u64,
     /// Each database query takes so much longer.
     pub database_slow: u64,
     /// inventory does not answer at all.
@@ -66,7 +68,7 @@ impl Shop {
         let first = self.random.draw() | 1;
         let ids: Vec<u64> = (0..8).map(|n| first.wrapping_add(n * 2)).collect();
         let query = self.around(3 * MS) + fault.database_slow;
-        let pay = query + self.around(2 * MS);
+        let pay = query + self.around(2 * MS) + fault.payments_slow;
         let pay_call = pay + self.around(MS);
         let stock = self.around(4 * MS);
         let stock_call = stock + self.around(MS);

@@ -86,6 +86,22 @@ fn a_service_that_fails_is_the_origin_and_its_callers_are_its_victims() {
 }
 
 #[test]
+fn what_fails_again_in_the_same_way_is_the_same_incident_and_in_another_way_another_one() {
+    let again = |then: Fault| {
+        let fails = Fault { payments_fails: 60, ..Fault::default() };
+        run(14, false, move |s| match s {
+            480..540 => fails,
+            720.. => then,
+            _ => Fault::default(),
+        })
+    };
+    assert_eq!(again(Fault { payments_fails: 40, ..Fault::default() }).len(), 1);
+    let two = again(Fault { payments_slow: 300 * MS, ..Fault::default() });
+    let origins: Vec<&str> = two.iter().map(|i| i.diagnosis.origins[0].service.as_str()).collect();
+    assert_eq!(origins, ["payments", "payments"], "{two:#?}");
+}
+
+#[test]
 fn a_slow_database_is_blamed_before_the_services_that_wait_for_it() {
     let incidents = run(11, false, |s| Fault { database_slow: if minute(s) >= 8 { 400 * MS } else { 0 }, ..Fault::default() });
     assert_eq!(incidents.len(), 1, "{incidents:#?}");
@@ -144,6 +160,15 @@ fn failures_in_the_first_minute_are_found_by_the_objective() {
     let incidents = run(3, false, |s| Fault { payments_fails: if s >= 30 { 30 } else { 0 }, ..Fault::default() });
     assert_eq!(incidents.len(), 1);
     assert_eq!(incidents[0].diagnosis.origins[0].service, "payments");
+}
+
+#[test]
+fn what_is_slow_many_times_over_is_found_in_the_third_minute_and_what_is_a_little_slower_is_not() {
+    let slow = |more: u64| run(5, false, move |s| Fault { database_slow: if s >= 150 { more * MS } else { 0 }, ..Fault::default() });
+    let incidents = slow(400);
+    assert_eq!(incidents.len(), 1, "{incidents:#?}");
+    assert_eq!(incidents[0].diagnosis.origins[0].service, "postgresql ledger", "{}", incidents[0].title);
+    assert!(slow(5).is_empty());
 }
 
 #[test]

@@ -20,8 +20,8 @@ const BAD_VERSION: &str = "2.4.1";
 /// Those that are called come first, since callers are told their addresses.
 const SERVICES: [&str; 7] = ["inventory", "payments", "worker", "orders", "cart", "catalog", "gateway"];
 
-/// What is slow is known after five minutes (and half a minute to be sure that they are whole); before that only failures are found.
-const ACQUAINTANCE: Duration = Duration::from_secs(330);
+/// What is slow many times over is known after two minutes (and half a minute to be sure that they are whole); before that only failures are found.
+const ACQUAINTANCE: Duration = Duration::from_secs(150);
 
 struct Running {
     name: &'static str,

@@ -519,3 +519,37 @@ impl Judge<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten requests in each of sixty windows; each says what `says` gives for its window.
+    fn changes_of_shape(says: impl Fn(u32) -> &'static str) -> Vec<Symptom> {
+        let (mut windows, mut names) = (Windows::default(), Names::default());
+        let operation = names.text("GET /");
+        for window in 0..60 {
+            let cell = Cell { count: 10, ..Cell::default() };
+            let time = u64::from(window) * WINDOW;
+            windows.add(Subject::Request { node: 0, operation }, time, &cell);
+            let pattern = names.text(says(window));
+            if says(window).starts_with("ERROR") {
+                windows.add(Subject::Pattern { node: 0, pattern }, time, &Cell { errors: 10, ..cell });
+            }
+            windows.add(Subject::Reach { node: 0, operation, event: Event::Says(pattern) }, time, &cell);
+        }
+        let stretches = Stretches { before: 0..57, after: 57..60, since: 57 * WINDOW, until: 60 * WINDOW };
+        let mut found = symptoms(&windows, &names, &stretches, &Rules::default());
+        found.retain(|s| s.signal == Signal::Shape && s.unprecedented);
+        found
+    }
+
+    #[test]
+    fn a_line_that_is_missing_is_a_change_of_shape_unless_it_is_said_in_other_words() {
+        assert!(changes_of_shape(|_| "found").is_empty());
+        assert!(changes_of_shape(|window| if window < 57 { "due on Sunday" } else { "due on Monday" }).is_empty());
+        let cut_short = changes_of_shape(|window| if window < 57 { "found" } else { "ERROR no such route" });
+        let said: Vec<&str> = cut_short.iter().map(|s| s.what.as_str()).collect();
+        assert_eq!(said, ["“ERROR no such route” in GET /", "“found” in GET /"]);
+    }
+}
