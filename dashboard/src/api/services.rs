@@ -104,7 +104,7 @@ fn service_json(judged: &Judged, range: &Range) -> Json {
         "environment": summary.service.environment,
         "status": health.word(),
         "reason": reason,
-        "request_rate": requests.calls as f64 / range.seconds(),
+        "request_rate": summary.rate(requests.calls, range.from, range.to),
         "error_ratio": if requests.calls == 0 { 0.0 } else { requests.errors as f64 / requests.calls as f64 },
         "latency_ms": latency(&requests.histogram),
         "requests": requests.calls,

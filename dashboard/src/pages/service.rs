@@ -172,7 +172,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
             name: o.name.clone(),
             kind: span_kind(o.kind),
             href: format!("/traces?service={}&operation={}{}", encode(&name), encode(&o.name), frame.keep.replacen('?', "&", 1)),
-            rate: number(o.cell.calls as f64 / range.seconds()),
+            rate: number(summary.rate(o.cell.calls, range.from, range.to)),
             errors: format!("{:.1}", 100.0 * o.cell.errors as f64 / o.cell.calls.max(1) as f64),
             failing: o.cell.errors > 0,
             p50: ms(o.cell.histogram.quantile_ms(0.5)),
@@ -194,7 +194,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
         })
         .collect();
     let facts = vec![
-        ("requests/s", number(requests.calls as f64 / range.seconds())),
+        ("requests/s", number(summary.rate(requests.calls, range.from, range.to))),
         ("errors", format!("{:.2} %", 100.0 * requests.errors as f64 / requests.calls.max(1) as f64)),
         ("p50", ms(requests.histogram.quantile_ms(0.5))),
         ("p95", ms(requests.histogram.quantile_ms(0.95))),

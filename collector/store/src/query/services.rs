@@ -42,6 +42,8 @@ pub struct ServiceSummary {
     pub items: u64,
     pub points: Vec<Point>,
     pub instances: Vec<Instance>,
+    /// The first window of the range in which it was heard.
+    pub first_seen: u64,
     /// Time of the latest item of any signal.
     pub last_seen: u64,
     /// It sends metrics, so it is heard also when nobody asks anything of it.
@@ -49,6 +51,14 @@ pub struct ServiceSummary {
 }
 
 impl ServiceSummary {
+    /// So many of something in a second: since it was first heard, where that lies within the range, and over a minute at least. A service that has begun a
+    /// minute ago is not asked a sixtieth as often for being looked at over an hour.
+    pub fn rate(&self, count: u64, from: u64, to: u64) -> f64 {
+        let whole = to.saturating_sub(from);
+        let heard = to.saturating_sub(self.first_seen.max(from)).max(MINUTE).min(whole);
+        count as f64 / heard.max(1) as f64 * 1e9
+    }
+
     pub fn versions(&self) -> Vec<String> {
         let versions: BTreeSet<&String> = self.instances.iter().map(|i| &i.version).filter(|v| !v.is_empty()).collect();
         versions.into_iter().cloned().collect()
@@ -101,6 +111,7 @@ impl Reader {
             recent: [CellSum; 3],
             points: [BTreeMap<u64, Cell>; 2],
             instances: Vec<Instance>,
+            first_seen: u64,
             last_seen: u64,
             speaks_unasked: bool,
             logs: u64,
@@ -117,6 +128,7 @@ impl Reader {
                 recent: Default::default(),
                 points: Default::default(),
                 instances: Vec::new(),
+                first_seen: u64::MAX,
                 last_seen: 0,
                 speaks_unasked: false,
                 logs: 0,
@@ -127,6 +139,7 @@ impl Reader {
         for signal in [Signal::Traces, Signal::Logs] {
             self.cells(signal, Level::Service, question, budget, |window, service, kind, _, cell| {
                 draft(&mut drafts, service, &mut |draft| {
+                    draft.first_seen = draft.first_seen.min(window);
                     if signal == Signal::Logs {
                         draft.logs += cell.calls;
                         return;
@@ -172,6 +185,7 @@ impl Reader {
                     items,
                     points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),
                     instances: draft.instances,
+                    first_seen: draft.first_seen,
                     last_seen: draft.last_seen,
                     speaks_unasked: draft.speaks_unasked,
                 }
@@ -290,4 +304,32 @@ fn stretches(level: Level, step: u64, from: u64, to: u64) -> Vec<(Level, u64, u6
     }
     let all = [(level, from, first), (level.by_minute(), first, last), (level, last, to)];
     all.into_iter().filter(|(_, from, to)| from < to).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_over_the_time_since_it_was_heard_and_over_a_minute_at_least() {
+        const HOUR: u64 = 60 * MINUTE;
+        let check = |heard_ago: u64, count: u64, expected: f64| {
+            let summary = ServiceSummary {
+                service: Service::named("shop"),
+                requests: Cell::default(),
+                recent: Cell::default(),
+                by_roots: false,
+                items: 0,
+                points: Vec::new(),
+                instances: Vec::new(),
+                first_seen: 5 * HOUR - heard_ago,
+                last_seen: 5 * HOUR,
+                speaks_unasked: false,
+            };
+            assert_eq!(summary.rate(count, 4 * HOUR, 5 * HOUR), expected);
+        };
+        check(2 * HOUR, 3600, 1.0);
+        check(2 * MINUTE, 240, 2.0);
+        check(MINUTE / 6, 60, 1.0);
+    }
 }
