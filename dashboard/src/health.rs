@@ -128,7 +128,7 @@ pub fn judge(service: &ServiceSummary, end: u64, objective: Objective, absence: 
         return (State::Idle, format!("alive, but no {what} in the last minutes"));
     }
     let (mut state, mut reason) = of_share(errors, calls, what, objective);
-    if matches!(state, State::Failing | State::Degraded) {
+    if matches!(state, State::Failing | State::Degraded) && service.requests.calls > calls {
         // The same over the whole range: a burst, or a leak.
         let whole = service.requests.errors as f64 / service.requests.calls.max(1) as f64 / objective.errors;
         reason.push_str(&format!("; over the whole range {}", times_of(whole)));
@@ -194,6 +194,7 @@ mod tests {
             items: calls,
             points: Vec::new(),
             instances: Vec::new(),
+            first_seen: 0,
             last_seen: end - seconds_quiet * 1_000_000_000,
             speaks_unasked: true,
         }

@@ -27,6 +27,8 @@ const JUMP_FACTOR: f64 = 1.8;
 const JUMP_COUNT: u64 = 30;
 /// … at most so many windows after the onset: later it may be its consequence.
 const JUMP_WITHIN: WindowNo = 2;
+/// … and of so many windows before it (a minute): the first that are heard may hold a part of their requests only.
+const JUMP_BASELINE_MIN: usize = 6;
 /// More attempts a call than this are worth a word: one call in ten is made twice.
 const ATTEMPTS: f64 = 1.1;
 
@@ -151,7 +153,8 @@ fn more_traffic(observed: &Observed, before: &Range<WindowNo>, onset: u64) -> Op
         }
     }
     // The fault may have begun within the last window of the baseline.
-    let usual = (before.start..begin.saturating_sub(1)).filter_map(|window| by_window.get(&window)).max()?;
+    let before_it = (before.start..begin.saturating_sub(1)).filter_map(|window| by_window.get(&window));
+    let usual = before_it.clone().max().filter(|_| before_it.count() >= JUMP_BASELINE_MIN)?;
     let jump = (begin.saturating_sub(1)..begin + JUMP_WITHIN).filter_map(|window| by_window.get(&window)).max()?;
     let rate = |count: &u64| *count as f64 * 1e9 / WINDOW as f64;
     (*jump >= JUMP_COUNT && *jump as f64 > JUMP_FACTOR * *usual as f64)
