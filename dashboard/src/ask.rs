@@ -23,6 +23,11 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Query {
 }
 
 impl Query {
+    /// What an address with these pairs asks for.
+    pub fn of(pairs: &[(&str, &str)]) -> Query {
+        Query(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
     /// The last value of a key, unless it is empty, as forms send what was not filled in.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty())

@@ -194,7 +194,7 @@ mod tests {
             items: calls,
             points: Vec::new(),
             instances: Vec::new(),
-            first_seen: 0,
+            since: 0,
             last_seen: end - seconds_quiet * 1_000_000_000,
             speaks_unasked: true,
         }

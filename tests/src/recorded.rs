@@ -18,8 +18,11 @@ const BASE: u64 = 1_700_000_000_000_000_000;
 const SLACK_S: f64 = 10.0;
 
 /// A recording: its folder, and what is true of it.
+#[derive(Clone)]
 pub struct Case {
     folder: PathBuf,
+    /// Nanoseconds by which its times are moved, so that windows begin at other moments of it: what is said must not hang on that.
+    shift: u64,
     pub set: String,
     pub label: String,
     pub fault: String,
@@ -56,12 +59,17 @@ impl Case {
             (inject, end.min(length_s))
         });
         let roots = truth["root_causes"].as_array().expect("roots").iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        Case { set: text("dataset"), label: text("case"), fault: text("fault_type"), roots, failing, length_s, folder }
+        Case { set: text("dataset"), label: text("case"), fault: text("fault_type"), roots, failing, length_s, folder, shift: 0 }
+    }
+
+    /// The same with its times moved.
+    pub fn shifted(&self, nanoseconds: u64) -> Case {
+        Case { shift: nanoseconds, ..self.clone() }
     }
 
     /// The second of the recording.
     pub fn second(&self, time: u64) -> f64 {
-        (time as f64 - BASE as f64) / 1e9
+        (time as f64 - (BASE + self.shift) as f64) / 1e9
     }
 
     /// Plays it; `each` sees what every window has changed.
@@ -81,7 +89,9 @@ impl Case {
             let at = BASE + (chunk["offset_s"].as_f64().expect("seconds") * 1e9) as u64;
             let mut intake = Intake::new(signal, Limits::default(), at, body.len());
             decode::request(Format::Protobuf, signal, &mut body, &mut intake).expect("a valid request");
-            observed.add(&intake.finish().0);
+            let mut batch = intake.finish().0;
+            batch.time.iter_mut().for_each(|time| *time += self.shift);
+            observed.add(&batch);
             while u64::from(next + 1) * WINDOW + ALLOWANCE <= observed.watermark() {
                 observed.settle(u64::from(next + 1) * WINDOW);
                 let changed = incidents.step(&observed, next);
@@ -95,7 +105,7 @@ impl Case {
 
     /// The ranking for the fault's window.
     pub fn told(&self, observed: &Observed) -> Option<Diagnosis> {
-        let at = |seconds: f64| BASE + (seconds * 1e9) as u64;
+        let at = |seconds: f64| BASE + self.shift + (seconds * 1e9) as u64;
         self.failing.map(|(from, to)| observed.compare(&Observed::stretches(at(from), at(to))))
     }
 

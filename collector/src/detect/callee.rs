@@ -4,7 +4,7 @@
 
 use super::names::{Names, Node, NodeId, NodeKind};
 use firstfall_store::Service;
-use firstfall_store::batch::{Batch, Field, Kind, ValueRef};
+use firstfall_store::batch::{Batch, Column, Field, Kind, ValueRef};
 use hashbrown::HashMap;
 
 /// What an attribute says about the callee.
@@ -79,13 +79,14 @@ pub struct Words<'a> {
 
 impl<'a> Words<'a> {
     pub fn of(batch: &'a Batch) -> Words<'a> {
-        let tells = |column: &u32| {
-            let column = batch.columns[*column as usize];
+        // Each column is asked once, as there may be as many shapes as rows.
+        let tells = |column: &Column| {
             let says = if column.field == Field::Attribute { says(batch.strings.str(column.key)) } else { Says::Nothing };
             (says, column.kind)
         };
+        let columns: Vec<(Says, Kind)> = batch.columns.iter().map(tells).collect();
         let told_by = |shape: usize| {
-            let columns = batch.shape_columns_of(shape as u32).iter().map(tells).enumerate();
+            let columns = batch.shape_columns_of(shape as u32).iter().map(|column| columns[*column as usize]).enumerate();
             columns.filter(|(_, (says, _))| *says != Says::Nothing).map(|(place, (says, kind))| (place, says, kind)).collect()
         };
         let told = (0..batch.shape_ends.len()).map(told_by).collect();

@@ -6,6 +6,7 @@ use super::names::{Names, NodeId, TextId};
 use firstfall_store::change::Change;
 use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
+use std::collections::BTreeMap;
 
 const SECOND: u64 = 1_000_000_000;
 /// Versions, and instances, that are remembered: a service that makes up a new one with each start must not fill the memory.
@@ -56,8 +57,10 @@ pub struct Changes {
     instance_names: HashMap<TextId, String>,
     /// By node and breaker: its state and since when.
     breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
-    /// By node, breaker and state: since when it is counted that it came about, and how often.
-    breaker_counts: HashMap<(NodeId, TextId, TextId), (u64, f64)>,
+    /// By process, series and start: the latest point of a count of how often a breaker came into a state.
+    breaker_counts: HashMap<(u64, TextId, u64), (u64, f64)>,
+    /// When metrics of a process were first heard, and last.
+    first_metrics: HashMap<u64, (u64, u64)>,
     transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
     /// When anything was first heard.
     first: Option<u64>,
@@ -130,24 +133,52 @@ impl Changes {
         }
     }
 
-    /// A count of how often a breaker came into a state: where it has risen, that has happened again.
-    pub fn hear_breaker_count(&mut self, counted: &BreakerCount) {
-        let BreakerCount { node, breaker, state, from, count, cumulative, since, time } = *counted;
-        let first = *self.first.get_or_insert(time);
-        let key = (node, breaker, state);
-        if self.breaker_counts.len() >= REMEMBERED_MAX && !self.breaker_counts.contains_key(&key) {
-            return;
+    pub fn hear_metrics(&mut self, process: u64, time: u64) {
+        if self.first_metrics.len() < REMEMBERED_MAX || self.first_metrics.contains_key(&process) {
+            let (first, latest) = self.first_metrics.entry(process).or_insert((time, time));
+            (*first, *latest) = ((*first).min(time), (*latest).max(time));
         }
-        let before = self.breaker_counts.insert(key, (since, count));
-        let risen = match before {
-            Some((began, before)) if cumulative && began == since => count > before,
-            // Counters begin with their first event; what had been counted when we came to hear of it is not news.
-            None if cumulative => count > 0.0 && time > first + KNOWN_AFTER,
-            _ => count > 0.0,
-        };
-        if risen {
-            self.breakers.entry((node, breaker)).or_insert((from, 0));
-            self.hear_breaker(node, breaker, state, time);
+    }
+
+    /// Counts of how often breakers opened and closed, as they came together. What came about more often since the point before is where the breaker is.
+    pub fn hear_breaker_counts(&mut self, counts: &[BreakerCount]) {
+        // By breaker of a process and export: how often it opened, and closed.
+        let mut gains: BTreeMap<_, (BreakerCount, [f64; 2])> = BTreeMap::new();
+        for counted in counts {
+            let gained = self.gained(counted);
+            let (_, sums) = gains.entry((counted.time, counted.node, counted.breaker, counted.process)).or_insert((*counted, [0.0; 2]));
+            sums[usize::from(!counted.opens)] += gained;
+        }
+        for (counted, [opened, closed]) in gains.into_values() {
+            if opened <= 0.0 && closed <= 0.0 {
+                continue;
+            }
+            // One that has closed as often as it has opened is closed.
+            let (state, other) =
+                if (opened > closed) == counted.opens { (counted.state, counted.other) } else { (counted.other, counted.state) };
+            self.breakers.entry((counted.node, counted.breaker)).or_insert((other, 0));
+            self.hear_breaker(counted.node, counted.breaker, state, counted.time);
+        }
+    }
+
+    /// By how much a count has risen since the point before of its series and process.
+    fn gained(&mut self, counted: &BreakerCount) -> f64 {
+        let BreakerCount { process, series, since, time, count, cumulative, .. } = *counted;
+        if !cumulative {
+            return count;
+        }
+        let full = self.breaker_counts.len() >= REMEMBERED_MAX;
+        match self.breaker_counts.entry((process, series, since)) {
+            Entry::Vacant(_) if full => 0.0,
+            Entry::Vacant(new) => {
+                new.insert((time, count));
+                // A counter begins with its first event. That is news where the process has sent metrics without it, or began after we came.
+                let was_heard = self.first_metrics.get(&process).is_some_and(|(first, _)| *first < time);
+                let is_news = was_heard || self.first.is_some_and(|first| since > first);
+                if is_news { count } else { 0.0 }
+            }
+            Entry::Occupied(known) if known.get().0 >= time => 0.0,
+            Entry::Occupied(mut known) => count - known.insert((time, count)).1,
         }
     }
 
@@ -160,6 +191,8 @@ impl Changes {
         let kept: HashSet<TextId> = instances.keys().map(|(_, id)| *id).collect();
         self.instance_names.retain(|id, _| kept.contains(id));
         self.transitions.retain(|(.., at)| *at >= time);
+        self.breaker_counts.retain(|_, (at, _)| *at >= time);
+        self.first_metrics.retain(|_, (_, latest)| *latest >= time);
         self.told.retain(|change| change.time >= time);
     }
 
@@ -329,22 +362,57 @@ mod tests {
         check(&[("a", "1", 0, 400), ("b", "1", 0, 400)], 1000, &[]);
     }
 
+    /// Second, series, process, whether it opens, and how often.
+    type Heard = (u64, TextId, u64, bool, f64);
+
+    /// What is told of a breaker, of which this is heard in exports of points that come together.
+    fn transitions(exports: &[&[Heard]]) -> Vec<(&'static str, u64)> {
+        let (open, closed) = (7, 8);
+        let mut changes = Changes { first: Some(0), ..Changes::default() };
+        for export in exports {
+            let points = export.iter().map(|(second, series, process, opens, count)| BreakerCount {
+                node: 0,
+                breaker: 1,
+                process: *process,
+                series: *series,
+                state: if *opens { open } else { closed },
+                other: if *opens { closed } else { open },
+                opens: *opens,
+                count: *count,
+                cumulative: true,
+                since: 0,
+                time: *second * SECOND,
+            });
+            let points: Vec<BreakerCount> = points.collect();
+            points.iter().for_each(|point| changes.hear_metrics(point.process, point.time));
+            changes.hear_breaker_counts(&points);
+        }
+        changes.transitions.iter().map(|(.., new, time)| (if *new == open { "open" } else { "closed" }, time / SECOND)).collect()
+    }
+
     #[test]
     fn a_breaker_whose_openings_are_counted_tells_of_each() {
-        let mut changes = Changes::default();
-        let (open, closed) = (7, 8);
-        let mut hear = |second: u64, state, from, count| {
-            let time = second * SECOND;
-            let counted = BreakerCount { node: 0, breaker: 1, state, from, count, cumulative: true, since: 5, time };
-            changes.hear_breaker_count(&counted);
-            changes.transitions.len()
-        };
-        assert_eq!(hear(10, open, closed, 3.0), 0, "what was counted before we came is not news");
-        assert_eq!(hear(70, open, closed, 3.0), 0);
-        assert_eq!(hear(130, open, closed, 4.0), 1);
-        assert_eq!(hear(190, closed, 9, 1.0), 2, "the first of a kind is");
-        assert_eq!(hear(250, closed, 9, 1.0), 2);
-        assert_eq!(hear(310, open, closed, 5.0), 3);
+        let opened = |second, count| (second, 1, 5, true, count);
+        let closed = |second, count| (second, 2, 5, false, count);
+        assert!(transitions(&[&[opened(10, 3.0)], &[opened(70, 3.0)]]).is_empty(), "what was counted before we came is not news");
+        let told = transitions(&[
+            &[opened(10, 3.0)],
+            &[opened(70, 4.0)],
+            &[opened(130, 4.0), closed(130, 1.0)],
+            &[opened(190, 5.0), closed(190, 1.0)],
+        ]);
+        assert_eq!(told, [("open", 70), ("closed", 130), ("open", 190)], "the first of a kind is news too");
+        // Open through an outage, with a trial that fails now and then; then opened and closed within one export.
+        let told = transitions(&[&[opened(10, 1.0)], &[opened(70, 9.0)], &[opened(130, 12.0)], &[opened(190, 13.0), closed(190, 1.0)]]);
+        assert_eq!(told, [("open", 70), ("closed", 190)]);
+    }
+
+    #[test]
+    fn counts_of_other_processes_and_series_and_late_ones_open_no_breaker() {
+        // Two processes; two kinds of exceptions in one; a point that comes late.
+        let export = |second, extra: f64| [(second, 1, 5, true, 3.0), (second, 1, 6, true, 2.0 + extra), (second, 3, 5, true, 1.0)];
+        let told = transitions(&[&export(10, 0.0), &export(70, 0.0), &export(130, 1.0), &export(70, 0.0), &export(190, 1.0)]);
+        assert_eq!(told, [("open", 130)]);
     }
 
     #[test]

@@ -148,6 +148,8 @@ pub struct Facts {
     /// Node, breaker, its state, and when.
     pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
     pub breaker_counts: Vec<BreakerCount>,
+    /// Processes that send metrics, and when their points of this batch begin.
+    pub measured: Vec<(u64, u64)>,
 }
 
 /// How often a breaker has come into a state, where that is counted and no gauge tells the state itself.
@@ -155,9 +157,14 @@ pub struct Facts {
 pub struct BreakerCount {
     pub node: NodeId,
     pub breaker: TextId,
+    /// What tells the sender from others of its service.
+    pub process: u64,
+    /// All that tells one series from another.
+    pub series: TextId,
+    /// Open or closed, and the other of the two.
     pub state: TextId,
-    /// From where it comes into that state.
-    pub from: TextId,
+    pub other: TextId,
+    pub opens: bool,
     pub count: f64,
     /// Since the counter began, else since the point before.
     pub cumulative: bool,
@@ -234,6 +241,9 @@ pub fn of(batch: &Batch, names: &mut Names, look: Look) -> Facts {
     for ((resource, node), (first, last)) in batch.resources.iter().zip(&nodes).zip(heard) {
         if first > last {
             continue;
+        }
+        if batch.signal == Signal::Metrics {
+            facts.measured.push((process_of(batch.blobs.get(resource.body)), first));
         }
         let Sender { version, instance } = names.sender(batch.blobs.get(resource.body));
         if let Some(version) = version {
@@ -411,13 +421,17 @@ fn breaker_state<'a>(metric: &str, state: &'a str, value: Option<f64>) -> Option
     }
 }
 
-/// The state that an event of Polly's (its counter `resilience.polly.strategy.events`) tells of, from which one, and how many nanoseconds before its point it
-/// is taken to have been: of what one export tells together, opening came before closing.
-fn polly_event(event: &str) -> Option<(&'static str, &'static str, u64)> {
+/// A process by all that its resource says, which has an id of the instance in it, or of the pod, or the process, where it is to be told from others.
+fn process_of(resource: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(resource)
+}
+
+/// The state that an event of Polly's (its counter `resilience.polly.strategy.events`) tells of, and the other one. That a breaker is half open, for one call,
+/// says nothing about where it goes.
+fn polly_event(event: &str) -> Option<(&'static str, &'static str)> {
     match event {
-        "OnCircuitOpened" => Some(("open", "closed", 2)),
-        "OnCircuitHalfOpened" => Some(("half_open", "open", 1)),
-        "OnCircuitClosed" => Some(("closed", "half_open", 0)),
+        "OnCircuitOpened" => Some(("open", "closed")),
+        "OnCircuitClosed" => Some(("closed", "open")),
         _ => None,
     }
 }
@@ -479,11 +493,12 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
             continue;
         }
         if metric_name == "resilience.polly.strategy.events"
-            && let (Some((state, from, before)), Some(count)) = (polly_event(event), value)
+            && let (Some((state, other)), Some(count)) = (polly_event(event), value)
         {
-            let (breaker, state, from) = (names.text(label), names.text(state), names.text(from));
-            let time = time.saturating_sub(before);
-            facts.breaker_counts.push(BreakerCount { node, breaker, state, from, count, cumulative, since, time });
+            let (breaker, series, opens) = (names.text(label), names.text(&attributes), state == "open");
+            let (state, other) = (names.text(state), names.text(other));
+            let process = process_of(batch.blobs.get(batch.resources[batch.resource_of(row) as usize].body));
+            facts.breaker_counts.push(BreakerCount { node, breaker, process, series, state, other, opens, count, cumulative, since, time });
             continue;
         }
         let mut push = |suffix: &str, measure: Measure, value: f64, cumulative: bool, weight: f64| {

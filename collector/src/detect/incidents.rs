@@ -22,6 +22,8 @@ const LONG: u32 = 9;
 const BASELINE_MAX: u32 = 180;
 /// Metrics, whose points come minutes apart, have so many seconds to tell of `harmed_min` requests.
 const POINTS_SECONDS: f64 = 600.0;
+/// Acquaintance is asked for when an incident opens, not of one that is open, whose baseline ended with its onset.
+const ACQUAINTED: usize = usize::MAX;
 /// An incident that lasts longer than this is the new normal.
 pub const LASTING: u32 = 360;
 
@@ -75,6 +77,8 @@ pub struct Incidents {
     pub all: Vec<Incident>,
     /// For how many steps in a row candidates have stood that no incident covers: at all, and surely.
     standing: [u32; 2],
+    /// Those that stood in the latest step.
+    stood: Vec<NodeId>,
     first: Option<WindowNo>,
 }
 
@@ -126,16 +130,19 @@ impl Incidents {
                 break;
             }
         }
-        let Some(best) = found.first() else {
-            self.standing = [0, 0];
-            return changed;
-        };
-        let surely = hurts(observed, best, present, before.len(), rules.open_score) == Some(Hurt::ByItself);
-        self.standing = [self.standing[0] + 1, if surely { self.standing[1] + 1 } else { 0 }];
-        if self.standing[0] < rules.shape_steps && self.standing[1] < rules.steps_to_open {
+        // What is sure goes before what is only more harmful.
+        let is_sure = |c: &Candidate| hurts(observed, c, present.clone(), before.len(), rules.open_score) == Some(Hurt::ByItself);
+        found.sort_by_key(|c| !is_sure(c));
+        let surely = found.first().is_some_and(is_sure);
+        // It stands as long as one of those that stood a window ago does.
+        let stood = if found.iter().any(|c| self.stood.contains(&c.node)) { self.standing } else { [0, 0] };
+        self.stood = found.iter().map(|c| c.node).collect();
+        self.standing = if found.is_empty() { [0, 0] } else { [stood[0] + 1, if surely { stood[1] + 1 } else { 0 }] };
+        let stood = self.standing[0];
+        if stood < rules.shape_steps && self.standing[1] < rules.steps_to_open {
             return changed;
         }
-        self.standing = [0, 0];
+        (self.standing, self.stood) = ([0, 0], Vec::new());
         let again = self.all.iter().rposition(|i| {
             i.absorbed_by.is_none()
                 && i.candidates.first().is_some_and(|c| c.node == found[0].node && c.fails() == found[0].fails())
@@ -148,7 +155,7 @@ impl Incidents {
             changed.push(at);
             return changed;
         }
-        let onset = onset(observed, &found[0], before, window);
+        let onset = onset(observed, &found[0], before, window, stood);
         let origin = observed.names.node(found[0].node).id();
         self.all.push(Incident {
             id: format!("{:08x}", fnv(&[&onset.to_le_bytes()[..], origin.as_bytes()].concat())),
@@ -206,9 +213,10 @@ impl Incidents {
         let origin = incident.candidates.first().map(|c| c.node);
         // Where metrics tell of it, minutes apart, that is too fine: what comes with the next point belongs to it still.
         let by_points = incident.candidates.first().and_then(|c| c.evidence.first()).is_some_and(|s| s.signal.is_of_points());
-        let still = now.candidates.iter().any(|c| {
-            (by_points || Some(c.node) == origin) && hurts(observed, c, recent.clone(), before.len(), rules.stand_score).is_some()
-        });
+        let still = now
+            .candidates
+            .iter()
+            .any(|c| (by_points || Some(c.node) == origin) && hurts(observed, c, recent.clone(), ACQUAINTED, rules.stand_score).is_some());
         let incident = &mut self.all[at];
         incident.quiet = if still { 0 } else { incident.quiet + 1 };
         if incident.quiet >= if by_points { rules.quiet_to_close_by_points } else { rules.quiet_to_close } || window - begin > LASTING {
@@ -273,7 +281,7 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
     let counts = |s: &&Symptom| {
         // Before there is a baseline the objective speaks, and what cannot be mistaken.
         if baseline < rules.baseline_min && s.signal != Signal::Errors {
-            let slow = matches!(s.signal, Signal::OwnTime | Signal::Wait) && s.after >= rules.early_factor * s.before;
+            let slow = matches!(s.signal, Signal::OwnTime | Signal::Wait) && s.n.0 >= rules.early_baseline_min as u64;
             return slow && s.unprecedented && s.score >= rules.early_score && baseline >= rules.early_baseline_min;
         }
         let known = s.signal != Signal::Shape || (baseline >= rules.shape_baseline_min && (s.after - s.before).abs() >= rules.shape_change);
@@ -296,7 +304,8 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
 }
 
 /// When it began, by the series of its strongest symptom that has one.
-fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, window: WindowNo) -> u64 {
+/// For what has no series, where the stretch began when it first `stood`.
+fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, window: WindowNo, stood: u32) -> u64 {
     let onset = candidate.evidence.iter().find_map(|symptom| {
         let timed = |subject: &Subject| match (subject, symptom.signal, symptom.from) {
             (Subject::Own { node, operation }, Signal::OwnTime, _) => {
@@ -323,5 +332,5 @@ fn onset(observed: &Observed, candidate: &Candidate, before: Range<WindowNo>, wi
         let refuses = all.iter().filter(|(subject, _)| refused(subject)).filter_map(|(_, s)| happening_since(s, &before, window + 1));
         slow.chain(fails).chain(refuses).min()
     });
-    u64::from(onset.unwrap_or(window.saturating_sub(RECENT + observed.rules.steps_to_open - 2))) * WINDOW
+    u64::from(onset.unwrap_or(window.saturating_sub(RECENT + stood - 2))) * WINDOW
 }

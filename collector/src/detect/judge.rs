@@ -261,8 +261,7 @@ impl Failures {
 /// All symptoms between two stretches, most harmful first.
 pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: &Rules) -> Vec<Symptom> {
     let Stretches { before, after, .. } = stretches;
-    let judge =
-        Judge { windows, names, stretches, rules, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9, newly_said: OnceCell::new() };
+    let judge = Judge { windows, names, stretches, rules, seconds: (after.len() as u64 * WINDOW) as f64 / 1e9, said: OnceCell::new() };
     let mut found = Vec::new();
     let mut failures: HashMap<(NodeId, Option<NodeId>), Failures> = HashMap::new();
     let mut requests: HashMap<NodeId, (Cell, Cell)> = HashMap::new();
@@ -314,6 +313,9 @@ pub fn symptoms(windows: &Windows, names: &Names, stretches: &Stretches, rules: 
     found
 }
 
+/// What is lost of a line is said in other words when the operation's lines lose less than this part of it, all together.
+const IN_OTHER_WORDS: f64 = 0.5;
+
 /// What the functions for each signal need. Those that return an option return none where the change is not sure, as soon as that is known:
 /// there are thousands of subjects, and nearly all of them have not changed.
 pub(super) struct Judge<'a> {
@@ -323,7 +325,7 @@ pub(super) struct Judge<'a> {
     pub(super) rules: &'a Rules,
     /// Of the stretch that is judged.
     seconds: f64,
-    newly_said: OnceCell<HashMap<(NodeId, TextId), f64>>,
+    said: OnceCell<HashMap<(NodeId, TextId), (u64, u64)>>,
 }
 
 impl Judge<'_> {
@@ -418,14 +420,19 @@ impl Judge<'_> {
         if score <= self.rules.sure {
             return None;
         }
-        // What a log line says varies with the data that pass through; an ERROR line does not.
         let by_data = matches!(event, Event::Says(pattern) if !self.is_error(node, pattern));
-        let weight = if by_data { 0.5 } else { 1.0 };
-        // What is not said any more, but something else by as many, is said in other words.
+        // A new line that is no error tells of other data. One that is missing tells of requests that end early, unless something else is said instead: where
+        // the operation's lines all together lose less than half of what this one does.
         let lost = share0.0 / share0.1 - share1.0 / share1.1;
-        if by_data && lost > 0.0 && self.newly_said().get(&(node, operation)).is_some_and(|gained| *gained >= lost) {
-            return None;
+        if by_data {
+            let (said0, said1) = self.said().get(&(node, operation)).copied().unwrap_or_default();
+            let all_lost = said0 as f64 / share0.1 - said1 as f64 / share1.1;
+            if lost <= 0.0 || all_lost < IN_OTHER_WORDS * lost {
+                return None;
+            }
         }
+        // What a log line says varies with the data that pass through; an ERROR line does not.
+        let weight = if by_data { 0.5 } else { 1.0 };
         let (who, from, signal) = match event {
             Event::IsRefused(_) => (node, None, Signal::Refusals),
             Event::IsRefusedBy(by, _) => (by, Some(node), Signal::Refusals),
@@ -448,8 +455,7 @@ impl Judge<'_> {
         });
         let now = share1.0 / share1.1;
         let risen = now > highest(usual.iter().copied());
-        // A line that is missing tells of requests that end early; one that is new and no error, of other data.
-        let unprecedented = (risen && !by_data) || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
+        let unprecedented = risen || (signal == Signal::Shape && -now > highest(usual.iter().map(|v| -v)));
         Some(Symptom {
             node: who,
             from,
@@ -471,23 +477,20 @@ impl Judge<'_> {
         pattern.is_some_and(|series| series.total(before.start, after.end).errors > 0)
     }
 
-    /// By how much the shares of an operation's requests have risen that say things that are no errors, all lines together.
-    fn newly_said(&self) -> &HashMap<(NodeId, TextId), f64> {
-        self.newly_said.get_or_init(|| {
+    /// How often the requests of each operation said things that are no errors, before and after, all lines together.
+    fn said(&self) -> &HashMap<(NodeId, TextId), (u64, u64)> {
+        self.said.get_or_init(|| {
             let Stretches { before, after, .. } = self.stretches;
-            let mut gained: HashMap<(NodeId, TextId), f64> = HashMap::new();
+            let mut said: HashMap<(NodeId, TextId), (u64, u64)> = HashMap::new();
             for (subject, series) in &self.windows.series {
                 let Subject::Reach { node, operation, event: Event::Says(pattern) } = *subject else { continue };
-                let Some(requests) = self.windows.get(&Subject::Request { node, operation }) else { continue };
-                let share = |range: &Range<WindowNo>| {
-                    f64::from(series.total(range.start, range.end).count) / f64::from(requests.total(range.start, range.end).count.max(1))
-                };
-                let risen = share(after) - share(before);
-                if risen > 0.0 && !self.is_error(node, pattern) {
-                    *gained.entry((node, operation)).or_default() += risen;
+                if !self.is_error(node, pattern) {
+                    let sums = said.entry((node, operation)).or_default();
+                    sums.0 += u64::from(series.total(before.start, before.end).count);
+                    sums.1 += u64::from(series.total(after.start, after.end).count);
                 }
             }
-            gained
+            said
         })
     }
 
@@ -524,32 +527,44 @@ impl Judge<'_> {
 mod tests {
     use super::*;
 
-    /// Ten requests in each of sixty windows; each says what `says` gives for its window.
-    fn changes_of_shape(says: impl Fn(u32) -> &'static str) -> Vec<Symptom> {
+    /// Ten requests in each of sixty windows, of which `says` gives the lines that each says, and what changed with the last three.
+    fn changes_of_shape(says: impl Fn(u32) -> Vec<String>) -> Vec<String> {
         let (mut windows, mut names) = (Windows::default(), Names::default());
         let operation = names.text("GET /");
         for window in 0..60 {
             let cell = Cell { count: 10, ..Cell::default() };
             let time = u64::from(window) * WINDOW;
             windows.add(Subject::Request { node: 0, operation }, time, &cell);
-            let pattern = names.text(says(window));
-            if says(window).starts_with("ERROR") {
-                windows.add(Subject::Pattern { node: 0, pattern }, time, &Cell { errors: 10, ..cell });
+            for line in says(window) {
+                let pattern = names.text(&line);
+                if line.starts_with("ERROR") {
+                    windows.add(Subject::Pattern { node: 0, pattern }, time, &Cell { errors: 10, ..cell });
+                }
+                windows.add(Subject::Reach { node: 0, operation, event: Event::Says(pattern) }, time, &cell);
             }
-            windows.add(Subject::Reach { node: 0, operation, event: Event::Says(pattern) }, time, &cell);
         }
         let stretches = Stretches { before: 0..57, after: 57..60, since: 57 * WINDOW, until: 60 * WINDOW };
         let mut found = symptoms(&windows, &names, &stretches, &Rules::default());
-        found.retain(|s| s.signal == Signal::Shape && s.unprecedented);
-        found
+        found.retain(|s| s.signal == Signal::Shape);
+        let mut said: Vec<String> = found.into_iter().map(|s| s.what.replace(" in GET /", "")).collect();
+        said.sort();
+        said
     }
 
     #[test]
     fn a_line_that_is_missing_is_a_change_of_shape_unless_it_is_said_in_other_words() {
-        assert!(changes_of_shape(|_| "found").is_empty());
-        assert!(changes_of_shape(|window| if window < 57 { "due on Sunday" } else { "due on Monday" }).is_empty());
-        let cut_short = changes_of_shape(|window| if window < 57 { "found" } else { "ERROR no such route" });
-        let said: Vec<&str> = cut_short.iter().map(|s| s.what.as_str()).collect();
-        assert_eq!(said, ["“ERROR no such route” in GET /", "“found” in GET /"]);
+        let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<String>>();
+        assert!(changes_of_shape(|_| lines(&["found"])).is_empty());
+        assert!(changes_of_shape(|window| if window < 57 { lines(&["due on Sunday"]) } else { lines(&["due on Monday"]) }).is_empty());
+        assert!(changes_of_shape(|window| if window < 57 { lines(&["found"]) } else { lines(&["found", "now in colour"]) }).is_empty());
+        let cut_short = changes_of_shape(|window| if window < 57 { lines(&["found"]) } else { lines(&["ERROR no such route"]) });
+        assert_eq!(cut_short, ["“ERROR no such route”", "“found”"]);
+        // A new line does not stand for three that are missing, nor one whose words are others each time.
+        let stops = changes_of_shape(|window| if window < 57 { lines(&["one", "two", "three"]) } else { lines(&["stops"]) });
+        assert_eq!(stops, ["“one”", "“three”", "“two”"]);
+        let user =
+            |window: u32| format!("user {} came", ["ann", "bob", "cy", "dee", "eve"][window as usize % 5].repeat(window as usize / 5 + 1));
+        let stops = changes_of_shape(|window| if window < 57 { vec![user(window), "found".to_owned()] } else { vec![user(window)] });
+        assert_eq!(stops, ["“found”"]);
     }
 }

@@ -71,7 +71,7 @@ impl Observed {
     }
 
     fn look_at(&mut self, batch: &Batch, look: Look) {
-        let mut facts = facts::of(batch, &mut self.names, look);
+        let facts = facts::of(batch, &mut self.names, look);
         for mut span in facts.spans {
             span.set_clock(self.join.clocks.offset(span.node));
             self.see(span.node, span.end);
@@ -103,10 +103,10 @@ impl Observed {
         for (node, breaker, state, time) in facts.breakers {
             self.changes.hear_breaker(node, breaker, state, time);
         }
-        facts.breaker_counts.sort_unstable_by_key(|counted| counted.time);
-        for counted in &facts.breaker_counts {
-            self.changes.hear_breaker_count(counted);
+        for (process, time) in facts.measured {
+            self.changes.hear_metrics(process, time);
         }
+        self.changes.hear_breaker_counts(&facts.breaker_counts);
         for (from, to, time) in facts.edges {
             self.windows.tell_edge(from, to, time);
         }

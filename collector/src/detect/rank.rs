@@ -21,9 +21,10 @@ pub struct Candidate {
 type Edge = (NodeId, NodeId);
 
 impl Candidate {
-    /// Whether it fails rather than being slow, by its most harmful symptom.
+    /// Whether it fails rather than being slow.
     pub fn fails(&self) -> bool {
-        !self.evidence.first().is_some_and(|s| s.signal.is_of_time())
+        let harm = Harm::of(&self.evidence);
+        harm.fails >= harm.slows
     }
 }
 

@@ -25,11 +25,9 @@ pub struct Rules {
     pub stand_score: f64,
     /// Windows in a row in which a change of shape, which is what is left where no failure is told, must stand to open one.
     pub shape_steps: u32,
-    /// Before there is a baseline, what is slow opens one beyond so many deviations,
+    /// Before there is a baseline, what is slow opens one beyond so many deviations. One is a tenth of the level at least: more than three times as long,
     pub early_score: f64,
-    /// … when it takes so many times as long as in the first minutes.
-    pub early_factor: f64,
-    /// … of which there must be so many windows (two minutes).
+    /// … when so many windows have passed (two minutes), and it was seen as often.
     pub early_baseline_min: usize,
     /// With fewer deviations a node is no part of an incident.
     pub sick_score: f64,
@@ -67,7 +65,6 @@ impl Default for Rules {
             stand_score: 8.0,
             shape_steps: 3,
             early_score: 24.0,
-            early_factor: 3.0,
             early_baseline_min: 12,
             sick_score: 6.0,
             shape_change: 0.5,

@@ -419,7 +419,7 @@ impl Watcher {
                 k.origin_node() == origin && k.onset.abs_diff(incident.onset) < SAME_ONSET && !again.contains(&k.id.as_str())
             };
             let same = known.iter().find(|k| k.id == incident.id);
-            if let Some(found) = same.or_else(|| known.iter().find(alike)) {
+            if let Some(found) = same.or_else(|| known.iter().filter(alike).min_by_key(|k| k.onset.abs_diff(incident.onset))) {
                 incident.id.clone_from(&found.id);
                 incident.onset = found.onset;
                 if same.is_none() {

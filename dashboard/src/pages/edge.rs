@@ -35,8 +35,9 @@ struct EdgePage {
     breakers: Vec<ChangeRow>,
 }
 
-/// The latest that are listed.
+/// The latest that are listed, among so many changes of the caller.
 const BREAKERS_MAX: usize = 20;
+const CHANGES_MAX: usize = 1000;
 
 pub fn href(caller: &str, callee: &str, keep: &str) -> String {
     format!("/edges/{}/{}{keep}", encode(caller), encode(callee))
@@ -76,8 +77,8 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
         _ => Vec::new(),
     };
     // A breaker has the name that its service gave it; whose calls it guards, telemetry does not say.
-    let mut breakers = changes_of(&app, &query, &range, 1000).await?;
-    breakers.retain(|change| change.kind == "breaker" && change.service == from.name);
+    let mut breakers = changes_of(&app, &Query::of(&[("service", &from.name)]), &range, CHANGES_MAX).await?;
+    breakers.retain(|c| c.kind == "breaker" && c.namespace == from.namespace && c.environment == from.environment);
     breakers.truncate(BREAKERS_MAX);
     let (state, reason) = of_share(edge.errors, edge.calls, "calls", app.objectives.of(&to.name));
     let ms = |value: Option<f64>| value.map_or("–".to_owned(), |ms| times::span_of((ms * 1e6) as u64));

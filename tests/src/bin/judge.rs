@@ -1,6 +1,7 @@
 //! `judge FOLDER [SET] [case=TEXT]`: how well faults are named, over recorded failures (`harness::recorded`). With `case=` the evidence is
 //! printed too; with `trace`, each change of an incident; with `probe`, the best candidate of each window.
-//! `judge FOLDER sweep [settings=N]`: the same for each number of the rules set lower and higher, and for N settings drawn at random; then each case
+//! `judge FOLDER shifts`: the figures over each recording five times, its times moved by two seconds each.
+//! `judge FOLDER sweep [knobs=A,B] [settings=N]`: the same for each number of the rules set lower and higher, and for N settings drawn at random; then each case
 //! is scored by the setting that does best on all *other* cases, and each set of cases by the one that does best on the other sets.
 
 use collector::detect::incidents::{Incident, Incidents};
@@ -21,7 +22,13 @@ fn main() {
     let says = |word: &str| arguments.iter().any(|a| a == word);
     let cases = Case::all(&folder);
     if says("sweep") {
-        return sweep(&cases, value("settings").map_or(0, |n| n.parse().expect("a number")));
+        let cases = shifted(&cases, &[0, 3, 7]);
+        return sweep(&cases, value("knobs").unwrap_or(""), value("settings").map_or(0, |n| n.parse().expect("a number")));
+    }
+    if says("shifts") {
+        let cases = shifted(&cases, &[0, 2, 4, 6, 8]);
+        let outcomes = outcomes(&cases, Rules::default());
+        return print_sets(&sets_of(&cases), &cases, |at| &outcomes[at]);
     }
     let set = arguments.get(1).filter(|a| !a.contains('=') && !["trace", "probe"].contains(&a.as_str()));
     let mut totals: BTreeMap<String, Total> = BTreeMap::new();
@@ -208,6 +215,9 @@ fn knobs() -> Vec<Knob> {
         knob("shape_baseline_min", |r, v| r.shape_baseline_min = v as usize, 50.0, [35.0, 75.0]),
         knob("apart", |r, v| r.apart = v as u32, 12.0, [8.0, 18.0]),
         knob("quiet_to_close", |r, v| r.quiet_to_close = v as u32, 9.0, [6.0, 13.0]),
+        knob("reopens", |r, v| r.reopens = v as u32, 30.0, [18.0, 45.0]),
+        knob("baseline_min", |r, v| r.baseline_min = v as usize, 30.0, [20.0, 45.0]),
+        knob("points_baseline_min", |r, v| r.points_baseline_min = v as u64, 12.0, [6.0, 24.0]),
         knob("grows", |r, v| r.grows = v as u32, 18.0, [12.0, 27.0]),
     ]
 }
@@ -218,8 +228,9 @@ fn worth(case: &Case, outcome: &Outcome) -> f64 {
     f64::from(u8::from(outcome.told == Some(1))) + f64::from(u8::from(outcome.named)) - alarms
 }
 
-fn sweep(cases: &[Case], random: usize) {
-    let knobs = knobs();
+fn sweep(cases: &[Case], only: &str, random: usize) {
+    let mut knobs = knobs();
+    knobs.retain(|knob| only.is_empty() || only.split(',').any(|name| name == knob.name));
     let mut settings = vec![("as it is".to_owned(), Rules::default())];
     for knob in &knobs {
         for value in knob.others {
@@ -241,7 +252,7 @@ fn sweep(cases: &[Case], random: usize) {
         }
         settings.push((format!("random {n}"), rules));
     }
-    let sets: Vec<&str> = ["nezha-ob", "nezha-tt", "petshop"].into_iter().filter(|set| cases.iter().any(|c| c.set == *set)).collect();
+    let sets = sets_of(cases);
     let results: Vec<Vec<Outcome>> = settings
         .iter()
         .map(|(name, rules)| {
@@ -267,6 +278,19 @@ fn sweep(cases: &[Case], random: usize) {
         println!("  {set}: {} {:?}", settings[best].0, settings[best].1);
         print_sets(&[set], cases, |at| &results[best][at]);
     }
+}
+
+/// Each case at several moments of the windows.
+fn shifted(cases: &[Case], seconds: &[u64]) -> Vec<Case> {
+    let at = |second: &u64| cases.iter().map(|case| case.shifted(second * 1_000_000_000)).collect::<Vec<_>>();
+    seconds.iter().flat_map(at).collect()
+}
+
+fn sets_of(cases: &[Case]) -> Vec<&str> {
+    let mut sets: Vec<&str> = cases.iter().map(|case| case.set.as_str()).collect();
+    sets.sort_unstable();
+    sets.dedup();
+    sets
 }
 
 fn print_sets<'a>(sets: &[&str], cases: &[Case], outcome: impl Fn(usize) -> &'a Outcome) {

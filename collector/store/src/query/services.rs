@@ -42,8 +42,8 @@ pub struct ServiceSummary {
     pub items: u64,
     pub points: Vec<Point>,
     pub instances: Vec<Instance>,
-    /// The first window of the range in which it was heard.
-    pub first_seen: u64,
+    /// From when on it can have been heard in the range: the first window in which it was, or when the store began, if that was earlier.
+    pub since: u64,
     /// Time of the latest item of any signal.
     pub last_seen: u64,
     /// It sends metrics, so it is heard also when nobody asks anything of it.
@@ -51,11 +51,11 @@ pub struct ServiceSummary {
 }
 
 impl ServiceSummary {
-    /// So many of something in a second: since it was first heard, where that lies within the range, and over a minute at least. A service that has begun a
-    /// minute ago is not asked a sixtieth as often for being looked at over an hour.
+    /// So many of something in a second of the range, without the time in which nobody listened yet, over a minute at least: an hour's page says in the first
+    /// minute what goes on, and of a job that runs once an hour what it is over the hour.
     pub fn rate(&self, count: u64, from: u64, to: u64) -> f64 {
         let whole = to.saturating_sub(from);
-        let heard = to.saturating_sub(self.first_seen.max(from)).max(MINUTE).min(whole);
+        let heard = to.saturating_sub(self.since.max(from)).max(MINUTE).min(whole);
         count as f64 / heard.max(1) as f64 * 1e9
     }
 
@@ -169,6 +169,11 @@ impl Reader {
                 });
             })?;
         }
+        let began = {
+            let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+            let partitions = view.partitions.iter().flatten().chain(view.rollups.iter());
+            partitions.map(|partition| partition.created).min().unwrap_or(u64::MAX)
+        };
         Ok(drafts
             .into_iter()
             .map(|(service, draft)| {
@@ -185,7 +190,7 @@ impl Reader {
                     items,
                     points: points.into_iter().map(|(start, cell)| Point { start, cell }).collect(),
                     instances: draft.instances,
-                    first_seen: draft.first_seen,
+                    since: draft.first_seen.min(began),
                     last_seen: draft.last_seen,
                     speaks_unasked: draft.speaks_unasked,
                 }
@@ -311,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_over_the_time_since_it_was_heard_and_over_a_minute_at_least() {
+    fn a_rate_is_over_the_time_in_which_somebody_listened_and_over_a_minute_at_least() {
         const HOUR: u64 = 60 * MINUTE;
         let check = |heard_ago: u64, count: u64, expected: f64| {
             let summary = ServiceSummary {
@@ -322,7 +327,7 @@ mod tests {
                 items: 0,
                 points: Vec::new(),
                 instances: Vec::new(),
-                first_seen: 5 * HOUR - heard_ago,
+                since: 5 * HOUR - heard_ago,
                 last_seen: 5 * HOUR,
                 speaks_unasked: false,
             };
