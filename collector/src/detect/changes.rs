@@ -1,12 +1,10 @@
-//! Changes of services, as far as telemetry tells of them: which versions and instances speak and since when, and the state of breakers.
+//! Changes of services, as far as telemetry tells of them: which versions and instances speak and since when; what breakers did stands beside them.
 //! Nobody has to announce a deployment: its `service.version` does.
 
-use super::facts::BreakerCount;
+use super::breakers::{Breakers, Count};
 use super::names::{Names, NodeId, TextId};
 use firstfall_store::change::Change;
-use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
-use std::collections::BTreeMap;
 
 const SECOND: u64 = 1_000_000_000;
 /// Versions, and instances, that are remembered: a service that makes up a new one with each start must not fill the memory.
@@ -15,8 +13,6 @@ const REMEMBERED_MAX: usize = 20_000;
 const INSTANCE_CHARS_MAX: usize = 200;
 /// Comings and goings of one of them.
 const STRETCHES_MAX: usize = 50;
-/// Breaker transitions that are remembered.
-const TRANSITIONS_MAX: usize = 10_000;
 /// What is heard in the first minute of all was there before.
 const KNOWN_AFTER: u64 = 60 * SECOND;
 /// An instance that was not heard for so long is gone, as long as others of its service speak: SDKs send metrics once a minute.
@@ -55,13 +51,7 @@ pub struct Changes {
     versions: HashMap<(NodeId, TextId), Vec<Heard>>,
     instances: HashMap<(NodeId, TextId), Vec<Heard>>,
     instance_names: HashMap<TextId, String>,
-    /// By node and breaker: its state and since when.
-    breakers: HashMap<(NodeId, TextId), (TextId, u64)>,
-    /// By process, series and start: the latest point of a count of how often a breaker came into a state.
-    breaker_counts: HashMap<(u64, TextId, u64), (u64, f64)>,
-    /// When metrics of a process were first heard, and last.
-    first_metrics: HashMap<u64, (u64, u64)>,
-    transitions: Vec<(NodeId, TextId, TextId, TextId, u64)>,
+    pub breakers: Breakers,
     /// When anything was first heard.
     first: Option<u64>,
     /// What somebody has told.
@@ -114,72 +104,8 @@ impl Changes {
         }
     }
 
-    pub fn hear_breaker(&mut self, node: NodeId, breaker: TextId, state: TextId, time: u64) {
-        let full = self.breakers.len() >= REMEMBERED_MAX;
-        match self.breakers.entry((node, breaker)) {
-            Entry::Vacant(_) if full => {}
-            Entry::Vacant(new) => {
-                new.insert((state, time));
-            }
-            Entry::Occupied(mut known) => {
-                let (old, since) = *known.get();
-                if old != state && time > since {
-                    if self.transitions.len() < TRANSITIONS_MAX {
-                        self.transitions.push((node, breaker, old, state, time));
-                    }
-                    known.insert((state, time));
-                }
-            }
-        }
-    }
-
-    pub fn hear_metrics(&mut self, process: u64, time: u64) {
-        if self.first_metrics.len() < REMEMBERED_MAX || self.first_metrics.contains_key(&process) {
-            let (first, latest) = self.first_metrics.entry(process).or_insert((time, time));
-            (*first, *latest) = ((*first).min(time), (*latest).max(time));
-        }
-    }
-
-    /// Counts of how often breakers opened and closed, as they came together. What came about more often since the point before is where the breaker is.
-    pub fn hear_breaker_counts(&mut self, counts: &[BreakerCount]) {
-        // By breaker of a process and export: how often it opened, and closed.
-        let mut gains: BTreeMap<_, (BreakerCount, [f64; 2])> = BTreeMap::new();
-        for counted in counts {
-            let gained = self.gained(counted);
-            let (_, sums) = gains.entry((counted.time, counted.node, counted.breaker, counted.process)).or_insert((*counted, [0.0; 2]));
-            sums[usize::from(!counted.opens)] += gained;
-        }
-        for (counted, [opened, closed]) in gains.into_values() {
-            if opened <= 0.0 && closed <= 0.0 {
-                continue;
-            }
-            // One that has closed as often as it has opened is closed.
-            let (state, other) =
-                if (opened > closed) == counted.opens { (counted.state, counted.other) } else { (counted.other, counted.state) };
-            self.breakers.entry((counted.node, counted.breaker)).or_insert((other, 0));
-            self.hear_breaker(counted.node, counted.breaker, state, counted.time);
-        }
-    }
-
-    /// By how much a count has risen since the point before of its series and process.
-    fn gained(&mut self, counted: &BreakerCount) -> f64 {
-        let BreakerCount { process, series, since, time, count, cumulative, .. } = *counted;
-        if !cumulative {
-            return count;
-        }
-        let full = self.breaker_counts.len() >= REMEMBERED_MAX;
-        match self.breaker_counts.entry((process, series, since)) {
-            Entry::Vacant(_) if full => 0.0,
-            Entry::Vacant(new) => {
-                new.insert((time, count));
-                // A counter begins with its first event. That is news where the process has sent metrics without it, or began after we came.
-                let was_heard = self.first_metrics.get(&process).is_some_and(|(first, _)| *first < time);
-                let is_news = was_heard || self.first.is_some_and(|first| since > first);
-                if is_news { count } else { 0.0 }
-            }
-            Entry::Occupied(known) if known.get().0 >= time => 0.0,
-            Entry::Occupied(mut known) => count - known.insert((time, count)).1,
-        }
+    pub fn hear_breaker_counts(&mut self, counts: &[Count]) {
+        self.breakers.hear_counts(counts, self.first);
     }
 
     /// Forgets what ended before a time.
@@ -190,9 +116,7 @@ impl Changes {
         let instances = &self.instances;
         let kept: HashSet<TextId> = instances.keys().map(|(_, id)| *id).collect();
         self.instance_names.retain(|id, _| kept.contains(id));
-        self.transitions.retain(|(.., at)| *at >= time);
-        self.breaker_counts.retain(|_, (at, _)| *at >= time);
-        self.first_metrics.retain(|_, (_, latest)| *latest >= time);
+        self.breakers.forget_before(time);
         self.told.retain(|change| change.time >= time);
     }
 
@@ -246,7 +170,7 @@ impl Changes {
                 _ => make(node, "restart", some(&deaths), some(&births), time),
             });
         }
-        for (node, breaker, old, new, time) in &self.transitions {
+        for (node, breaker, old, new, time) in &self.breakers.transitions {
             changes.push(make(*node, "breaker", text(*old), format!("{} ({})", text(*new), text(*breaker)), *time));
         }
         changes.extend(self.told.iter().cloned());
@@ -362,59 +286,6 @@ mod tests {
         check(&[("a", "1", 0, 400), ("b", "1", 0, 400)], 1000, &[]);
     }
 
-    /// Second, series, process, whether it opens, and how often.
-    type Heard = (u64, TextId, u64, bool, f64);
-
-    /// What is told of a breaker, of which this is heard in exports of points that come together.
-    fn transitions(exports: &[&[Heard]]) -> Vec<(&'static str, u64)> {
-        let (open, closed) = (7, 8);
-        let mut changes = Changes { first: Some(0), ..Changes::default() };
-        for export in exports {
-            let points = export.iter().map(|(second, series, process, opens, count)| BreakerCount {
-                node: 0,
-                breaker: 1,
-                process: *process,
-                series: *series,
-                state: if *opens { open } else { closed },
-                other: if *opens { closed } else { open },
-                opens: *opens,
-                count: *count,
-                cumulative: true,
-                since: 0,
-                time: *second * SECOND,
-            });
-            let points: Vec<BreakerCount> = points.collect();
-            points.iter().for_each(|point| changes.hear_metrics(point.process, point.time));
-            changes.hear_breaker_counts(&points);
-        }
-        changes.transitions.iter().map(|(.., new, time)| (if *new == open { "open" } else { "closed" }, time / SECOND)).collect()
-    }
-
-    #[test]
-    fn a_breaker_whose_openings_are_counted_tells_of_each() {
-        let opened = |second, count| (second, 1, 5, true, count);
-        let closed = |second, count| (second, 2, 5, false, count);
-        assert!(transitions(&[&[opened(10, 3.0)], &[opened(70, 3.0)]]).is_empty(), "what was counted before we came is not news");
-        let told = transitions(&[
-            &[opened(10, 3.0)],
-            &[opened(70, 4.0)],
-            &[opened(130, 4.0), closed(130, 1.0)],
-            &[opened(190, 5.0), closed(190, 1.0)],
-        ]);
-        assert_eq!(told, [("open", 70), ("closed", 130), ("open", 190)], "the first of a kind is news too");
-        // Open through an outage, with a trial that fails now and then; then opened and closed within one export.
-        let told = transitions(&[&[opened(10, 1.0)], &[opened(70, 9.0)], &[opened(130, 12.0)], &[opened(190, 13.0), closed(190, 1.0)]]);
-        assert_eq!(told, [("open", 70), ("closed", 190)]);
-    }
-
-    #[test]
-    fn counts_of_other_processes_and_series_and_late_ones_open_no_breaker() {
-        // Two processes; two kinds of exceptions in one; a point that comes late.
-        let export = |second, extra: f64| [(second, 1, 5, true, 3.0), (second, 1, 6, true, 2.0 + extra), (second, 3, 5, true, 1.0)];
-        let told = transitions(&[&export(10, 0.0), &export(70, 0.0), &export(130, 1.0), &export(70, 0.0), &export(190, 1.0)]);
-        assert_eq!(told, [("open", 130)]);
-    }
-
     #[test]
     fn a_breaker_tells_when_its_state_changes() {
         let (mut names, mut changes) = (Names::default(), Changes::default());
@@ -422,7 +293,7 @@ mod tests {
         let node = names.node_id(Node { kind: NodeKind::Service, service });
         let (breaker, closed, open) = (names.text("stock"), names.text("closed"), names.text("open"));
         for (second, state) in [(10, closed), (20, closed), (30, open), (25, closed), (40, open)] {
-            changes.hear_breaker(node, breaker, state, second * SECOND);
+            changes.breakers.hear_state(node, breaker, state, second * SECOND);
         }
         let found = changes.between(0, u64::MAX, u64::MAX, &names);
         assert_eq!(found.len(), 1);

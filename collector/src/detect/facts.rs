@@ -1,6 +1,7 @@
 //! From batches to *facts*: the little that detection needs to know of a span, a log record or a point. Everything that depends on the
 //! semantic conventions, old and new, is decided here; what follows knows nodes, texts and numbers only.
 
+use super::breakers;
 use super::callee::{Callee, Says, Words};
 use super::names::{Names, Node, NodeId, NodeKind, TextId};
 use super::pattern::pattern;
@@ -147,29 +148,9 @@ pub struct Facts {
     pub instances: Vec<(NodeId, Arc<str>, u64)>,
     /// Node, breaker, its state, and when.
     pub breakers: Vec<(NodeId, TextId, TextId, u64)>,
-    pub breaker_counts: Vec<BreakerCount>,
+    pub breaker_counts: Vec<breakers::Count>,
     /// Processes that send metrics, and when their points of this batch begin.
     pub measured: Vec<(u64, u64)>,
-}
-
-/// How often a breaker has come into a state, where that is counted and no gauge tells the state itself.
-#[derive(Clone, Copy, Debug)]
-pub struct BreakerCount {
-    pub node: NodeId,
-    pub breaker: TextId,
-    /// What tells the sender from others of its service.
-    pub process: u64,
-    /// All that tells one series from another.
-    pub series: TextId,
-    /// Open or closed, and the other of the two.
-    pub state: TextId,
-    pub other: TextId,
-    pub opens: bool,
-    pub count: f64,
-    /// Since the counter began, else since the point before.
-    pub cumulative: bool,
-    pub since: u64,
-    pub time: u64,
 }
 
 /// Which traces are looked at, when there are more than there is time for: whole traces, one in two, four, eight, …, so that what is
@@ -243,7 +224,7 @@ pub fn of(batch: &Batch, names: &mut Names, look: Look) -> Facts {
             continue;
         }
         if batch.signal == Signal::Metrics {
-            facts.measured.push((process_of(batch.blobs.get(resource.body)), first));
+            facts.measured.push((breakers::process_of(batch.blobs.get(resource.body)), first));
         }
         let Sender { version, instance } = names.sender(batch.blobs.get(resource.body));
         if let Some(version) = version {
@@ -404,38 +385,6 @@ fn logs(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, look: 
     }
 }
 
-/// The state of a breaker, if that is what a gauge tells of: as Resilience4j has it (by Micrometer; the agent too), a gauge for each state, 1 for the one
-/// that it is in; as one number, 0 closed, 1 half open, 2 open; as Envoy has it, 1 while a limit of a cluster is reached. Empty: not by this point.
-fn breaker_state<'a>(metric: &str, state: &'a str, value: Option<f64>) -> Option<&'a str> {
-    let of_envoy = metric.contains("circuit_breakers") && metric.ends_with("_open");
-    let is_on = value == Some(1.0);
-    if of_envoy {
-        Some(if is_on { "open" } else { "closed" })
-    } else if !metric.ends_with("circuitbreaker.state") && !metric.ends_with("circuit_breaker.state") {
-        None
-    } else if !state.is_empty() {
-        Some(if is_on { state } else { "" })
-    } else {
-        let number = value.map_or(-1, |value| value as i64);
-        Some(["closed", "half_open", "open"].get(usize::try_from(number).unwrap_or(usize::MAX)).copied().unwrap_or(""))
-    }
-}
-
-/// A process by all that its resource says, which has an id of the instance in it, or of the pod, or the process, where it is to be told from others.
-fn process_of(resource: &[u8]) -> u64 {
-    xxhash_rust::xxh3::xxh3_64(resource)
-}
-
-/// The state that an event of Polly's (its counter `resilience.polly.strategy.events`) tells of, and the other one. That a breaker is half open, for one call,
-/// says nothing about where it goes.
-fn polly_event(event: &str) -> Option<(&'static str, &'static str)> {
-    match event {
-        "OnCircuitOpened" => Some(("open", "closed")),
-        "OnCircuitClosed" => Some(("closed", "open")),
-        _ => None,
-    }
-}
-
 fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, facts: &mut Facts) {
     for row in 0..batch.rows() {
         let (node, name, kind) = lanes[batch.lane[row] as usize];
@@ -486,19 +435,31 @@ fn points(batch: &Batch, lanes: &[(NodeId, TextId, u8)], names: &mut Names, fact
             continue;
         }
         let metric_name = names.text_of(name).to_owned();
-        if let Some(state) = breaker_state(&metric_name, state, value) {
+        if let Some(state) = breakers::gauge_state(&metric_name, state, value) {
             if !state.is_empty() {
                 facts.breakers.push((node, names.text(label), names.text(state), time));
             }
             continue;
         }
         if metric_name == "resilience.polly.strategy.events"
-            && let (Some((state, other)), Some(count)) = (polly_event(event), value)
+            && let (Some((state, other)), Some(count)) = (breakers::polly_event(event), value)
         {
             let (breaker, series, opens) = (names.text(label), names.text(&attributes), state == "open");
             let (state, other) = (names.text(state), names.text(other));
-            let process = process_of(batch.blobs.get(batch.resources[batch.resource_of(row) as usize].body));
-            facts.breaker_counts.push(BreakerCount { node, breaker, process, series, state, other, opens, count, cumulative, since, time });
+            let process = breakers::process_of(batch.blobs.get(batch.resources[batch.resource_of(row) as usize].body));
+            facts.breaker_counts.push(breakers::Count {
+                node,
+                breaker,
+                process,
+                series,
+                state,
+                other,
+                opens,
+                count,
+                cumulative,
+                since,
+                time,
+            });
             continue;
         }
         let mut push = |suffix: &str, measure: Measure, value: f64, cumulative: bool, weight: f64| {
@@ -575,22 +536,5 @@ pub(crate) mod tests {
         assert_eq!(kept(Signal::Logs, 9, true), 1000);
         assert!((900..1100).contains(&kept(Signal::Logs, 9, false)), "by the time, where there is no trace");
         assert_eq!(kept(Signal::Logs, WARN, false), 4000);
-    }
-
-    #[test]
-    fn a_gauge_tells_the_state_of_a_breaker_in_each_of_its_spellings() {
-        for (metric, state, value, expected) in [
-            ("resilience4j.circuitbreaker.state", "open", 1.0, Some("open")),
-            ("firstfall.circuitbreaker.state", "closed", 0.0, Some("")),
-            ("circuit_breaker.state", "", 2.0, Some("open")),
-            ("circuit_breaker.state", "", 1.0, Some("half_open")),
-            ("circuit_breaker.state", "", 7.0, Some("")),
-            ("envoy_cluster_circuit_breakers_default_rq_open", "", 1.0, Some("open")),
-            ("envoy.cluster.circuit_breakers.default.cx_open", "", 0.0, Some("closed")),
-            ("envoy_cluster_upstream_rq_total", "", 1.0, None),
-            ("state", "open", 1.0, None),
-        ] {
-            assert_eq!(breaker_state(metric, state, Some(value)), expected, "{metric} {state} {value}");
-        }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Everything but `watch`, the outer ring, is pure: no clock, disk or network.
 
+pub mod breakers;
 pub mod callee;
 pub mod calls;
 pub mod changes;
@@ -101,10 +102,10 @@ impl Observed {
             self.changes.hear_instance(node, &instance, time);
         }
         for (node, breaker, state, time) in facts.breakers {
-            self.changes.hear_breaker(node, breaker, state, time);
+            self.changes.breakers.hear_state(node, breaker, state, time);
         }
         for (process, time) in facts.measured {
-            self.changes.hear_metrics(process, time);
+            self.changes.breakers.hear_metrics(process, time);
         }
         self.changes.hear_breaker_counts(&facts.breaker_counts);
         for (from, to, time) in facts.edges {
