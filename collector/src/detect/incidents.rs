@@ -106,14 +106,14 @@ impl Incidents {
             let start = window.saturating_sub(length - 1).max(first);
             (start.saturating_sub(BASELINE_MAX).max(first)..start, start..window + 1)
         };
-        // What an open incident has touched is its own, and so is what follows it soon.
+        // What an open incident has touched is its own, and so is what follows it soon, as long as its origin has not recovered.
         let covered = |node: NodeId| {
             self.all
                 .iter()
                 .filter(|i| {
                     i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + rules.steps_to_open) * WINDOW > u64::from(window) * WINDOW)
                 })
-                .any(|i| i.nodes.contains(&node) || window < i.onset_window() + rules.apart)
+                .any(|i| i.nodes.contains(&node) || (i.quiet < RECENT && window < i.onset_window() + rules.apart))
         };
         let (mut before, mut present, mut diagnosis, mut found) = (0..0, 0..0, Diagnosis::default(), Vec::new());
         for length in [RECENT, LONG] {

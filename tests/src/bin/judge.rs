@@ -1,7 +1,7 @@
 //! `judge FOLDER [SET] [case=TEXT]`: how well faults are named, over recorded failures (`harness::recorded`). With `case=` the evidence is
 //! printed too; with `trace`, each change of an incident; with `probe`, the best candidate of each window.
 //! `judge FOLDER shifts`: the figures over each recording five times, its times moved by two seconds each.
-//! `judge FOLDER sweep [knobs=A,B] [settings=N]`: the same for each number of the rules set lower and higher, and for N settings drawn at random; then each case
+//! `judge FOLDER sweep [knobs=A,B] [settings=N] [moments=0,3,7]`: the same for each number of the rules set lower and higher, and for N settings drawn at random; then each case
 //! is scored by the setting that does best on all *other* cases, and each set of cases by the one that does best on the other sets.
 
 use collector::detect::incidents::{Incident, Incidents};
@@ -22,7 +22,8 @@ fn main() {
     let says = |word: &str| arguments.iter().any(|a| a == word);
     let cases = Case::all(&folder);
     if says("sweep") {
-        let cases = shifted(&cases, &[0, 3, 7]);
+        let moments: Vec<u64> = value("moments").unwrap_or("0,3,7").split(',').map(|n| n.parse().expect("a number")).collect();
+        let cases = shifted(&cases, &moments);
         return sweep(&cases, value("knobs").unwrap_or(""), value("settings").map_or(0, |n| n.parse().expect("a number")));
     }
     if says("shifts") {
