@@ -102,6 +102,16 @@ fn what_fails_again_in_the_same_way_is_the_same_incident_and_in_another_way_anot
 }
 
 #[test]
+fn the_same_failure_a_quarter_of_an_hour_later_is_told_again_although_it_has_been_there_before() {
+    let incidents = run(22, false, |s| Fault { payments_fails: if s % 900 >= 600 && s % 900 < 660 { 50 } else { 0 }, ..Fault::default() });
+    let ends: Vec<bool> = incidents.iter().map(|i| i.closed_at.is_some()).collect();
+    assert_eq!(ends, [true], "{incidents:#?}");
+    let incidents = run(27, false, |s| Fault { payments_fails: if s % 900 >= 600 && s % 900 < 660 { 50 } else { 0 }, ..Fault::default() });
+    let origins: Vec<&str> = incidents.iter().map(|i| i.diagnosis.origins[0].service.as_str()).collect();
+    assert_eq!(origins, ["payments", "payments"], "{incidents:#?}");
+}
+
+#[test]
 fn a_slow_database_is_blamed_before_the_services_that_wait_for_it() {
     let incidents = run(11, false, |s| Fault { database_slow: if minute(s) >= 8 { 400 * MS } else { 0 }, ..Fault::default() });
     assert_eq!(incidents.len(), 1, "{incidents:#?}");

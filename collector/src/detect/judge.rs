@@ -195,16 +195,19 @@ fn means(series: &Series, range: &Range<WindowNo>) -> Vec<f64> {
     means_by_window(series, range).map(|(_, mean)| mean).collect()
 }
 
+/// So many deviations are far from the rest of a baseline.
+const FAR: f64 = 12.0;
+/// So much more of what is asked fails in a window that is far from the rest.
+const FAR_SHARE: f64 = 0.05;
+
 /// The windows of a baseline that were sick themselves: half a minute or more in a row far above the rest. An earlier failure must not make
 /// the next one look usual; single wild windows stay, as they show what is usual.
-fn sick_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
+fn sick_windows(values: &[(WindowNo, f64)], limit: impl FnOnce(&[f64]) -> f64) -> Vec<WindowNo> {
     const RUN: usize = 3;
-    const FAR: f64 = 12.0;
-    let level = means(series, range);
-    let (middle, deviation) = robust(&level);
-    let limit = middle + FAR * deviation.max(middle * 0.1).max(0.001);
+    let level: Vec<f64> = values.iter().map(|(_, value)| *value).collect();
+    let limit = limit(&level);
     let high: Vec<bool> = level.iter().map(|v| *v > limit).collect();
-    let windows: Vec<WindowNo> = means_by_window(series, range).map(|(window, _)| window).collect();
+    let windows: Vec<WindowNo> = values.iter().map(|(window, _)| *window).collect();
     let mut sick = Vec::new();
     let mut at = 0;
     while at < high.len() {
@@ -218,13 +221,29 @@ fn sick_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
     if sick.len() * 4 > windows.len() { Vec::new() } else { sick }
 }
 
+/// Those in which it took far longer.
+fn slow_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
+    let values: Vec<(WindowNo, f64)> = means_by_window(series, range).collect();
+    sick_windows(&values, |level| {
+        let (middle, deviation) = robust(level);
+        middle + FAR * deviation.max(middle * 0.1).max(0.001)
+    })
+}
+
+/// Those in which far more failed.
+fn failing_windows(series: &Series, range: &Range<WindowNo>) -> Vec<WindowNo> {
+    let share = |(window, cell): &(WindowNo, Cell)| (*window, f64::from(cell.errors) / f64::from(cell.count.max(1)));
+    let values: Vec<(WindowNo, f64)> = series.range(range.start, range.end).map(share).collect();
+    sick_windows(&values, |level| median(&mut level.to_vec()) + FAR_SHARE)
+}
+
 /// Counts in each window in which `all` has anything: a gap in the telemetry is not a time without errors.
-fn counts(series: &Series, all: &Series, range: &Range<WindowNo>) -> Vec<f64> {
+fn counts(series: &Series, all: &Series, range: &Range<WindowNo>) -> Vec<(WindowNo, f64)> {
     let mut hits = series.range(range.start, range.end).peekable();
     all.range(range.start, range.end)
         .map(|(window, _)| {
             while hits.next_if(|(w, _)| w < window).is_some() {}
-            hits.next_if(|(w, _)| w == window).map_or(0.0, |(_, cell)| f64::from(cell.count))
+            (*window, hits.next_if(|(w, _)| w == window).map_or(0.0, |(_, cell)| f64::from(cell.count)))
         })
         .collect()
 }
@@ -247,14 +266,18 @@ struct Failures {
 
 impl Failures {
     fn add(&mut self, series: &Series, stretches: &Stretches, was: &Cell, is: &Cell) {
-        self.was.add(was);
         self.is.add(is);
-        if is.errors > 0 {
-            self.usual.extend(groups(series, stretches, |range, series| {
-                let cell = series.total(range.start, range.end);
-                (cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
-            }));
+        if is.errors == 0 {
+            return self.was.add(was);
         }
+        let sick = failing_windows(series, &stretches.before);
+        let well = series.range(stretches.before.start, stretches.before.end).filter(|(window, _)| !sick.contains(window));
+        well.for_each(|(_, cell)| self.was.add(cell));
+        self.usual.extend(groups(series, stretches, |range, series| {
+            let cell = series.total(range.start, range.end);
+            let is_well = !range.clone().any(|window| sick.contains(&window));
+            (is_well && cell.count >= 3).then(|| f64::from(cell.errors) / f64::from(cell.count))
+        }));
     }
 }
 
@@ -345,7 +368,7 @@ impl Judge<'_> {
         if is.count < 3 {
             return None;
         }
-        let sick = sick_windows(series, before);
+        let sick = slow_windows(series, before);
         let well = means_by_window(series, before).filter(|(window, _)| !sick.contains(window));
         let old: Vec<f64> = well.map(|(_, mean)| mean).collect();
         if above(&old, &new) < self.rules.sure_by_rank {
@@ -379,15 +402,23 @@ impl Judge<'_> {
     /// ERROR records of a node, by the window.
     fn error_logs(&self, series: &Series, node: NodeId, n: (u64, u64)) -> Option<Symptom> {
         let all = self.windows.get(&Subject::Logs { node, class: LogClass::All })?;
-        let (old, new) = (counts(series, all, &self.stretches.before), counts(series, all, &self.stretches.after));
+        let old = counts(series, all, &self.stretches.before);
+        let sick = sick_windows(&old, |level| {
+            let (middle, deviation) = robust(level);
+            middle + FAR * deviation.max(0.5)
+        });
+        let old: Vec<f64> = old.into_iter().filter(|(window, _)| !sick.contains(window)).map(|(_, count)| count).collect();
+        let new: Vec<f64> = counts(series, all, &self.stretches.after).into_iter().map(|(_, count)| count).collect();
         if old.is_empty() {
             return None;
         }
         let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
         let (was, is) = (mean(&old), mean(&new));
         let deviation = (old.iter().map(|v| (v - was).powi(2)).sum::<f64>() / old.len().max(1) as f64).sqrt();
-        let per_window =
-            |range: Range<WindowNo>, series: &Series| Some(f64::from(series.total(range.start, range.end).count) / range.len() as f64);
+        let per_window = |range: Range<WindowNo>, series: &Series| {
+            let is_well = !range.clone().any(|window| sick.contains(&window));
+            is_well.then(|| f64::from(series.total(range.start, range.end).count) / range.len() as f64)
+        };
         Some(Symptom {
             node,
             from: None,
