@@ -466,7 +466,7 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
             // Nobody fails by it before it has begun; what was there before has another cause.
             let onset = u64::from(onset.max(after.start)) * WINDOW;
             let name = |node: NodeId| observed.names.node(node).service.name.clone();
-            hops.push(noun::Hop {
+            let hop = noun::Hop {
                 from: name(node),
                 to: name(*from),
                 onset,
@@ -474,15 +474,17 @@ fn hops(observed: &Observed, found: &Diagnosis, before: &Range<WindowNo>, after:
                 what,
                 errors: rounded(failing1),
                 attempts_per_call: attempts.map(rounded),
-            });
+            };
+            hops.push((step, hop));
             if steps.insert(*from, step + 1).is_none() {
                 front.push_back(*from);
             }
         }
     }
-    hops.sort_by(|a, b| a.onset.cmp(&b.onset).then_with(|| (&a.from, &a.to).cmp(&(&b.from, &b.to))));
+    // Of those in the same ten seconds the nearer to the origin first.
+    hops.sort_by(|(near, a), (far, b)| (a.onset, near, &a.from, &a.to).cmp(&(b.onset, far, &b.from, &b.to)));
     hops.truncate(HOPS_MAX);
-    hops
+    hops.into_iter().map(|(_, hop)| hop).collect()
 }
 
 /// Nodes that take requests in and that nobody calls.

@@ -253,16 +253,31 @@ pub struct IncidentCard {
     pub fell: Vec<String>,
 }
 
+/// So many names fit into a card's line.
+const FELL_MAX: usize = 8;
+
+/// The origin and its victims, each after one that it fell by: of onsets within the same ten seconds a clock says nothing.
+fn as_they_fell<'a>(origin: &'a str, hops: &[(&'a str, &'a str)]) -> Vec<&'a str> {
+    let mut fell = vec![origin];
+    let mut at = 0;
+    while let Some(from) = fell.get(at).copied() {
+        for (_, to) in hops.iter().filter(|(by, _)| *by == from) {
+            if !fell.contains(to) {
+                fell.push(to);
+            }
+        }
+        at += 1;
+    }
+    fell.retain(|name| !name.is_empty());
+    fell
+}
+
 pub fn incident_cards(incidents: &[firstfall_store::incident::Incident], now: u64) -> Vec<IncidentCard> {
     incidents
         .iter()
         .map(|i| {
-            let mut fell: Vec<String> = i.diagnosis.origins.first().map(|o| o.service.clone()).into_iter().collect();
-            for hop in &i.diagnosis.hops {
-                if fell.len() < 8 && !fell.contains(&hop.to) {
-                    fell.push(hop.to.clone());
-                }
-            }
+            let origin = i.diagnosis.origins.first().map_or("", |o| o.service.as_str());
+            let hops: Vec<(&str, &str)> = i.diagnosis.hops.iter().map(|hop| (hop.from.as_str(), hop.to.as_str())).collect();
             IncidentCard {
                 id: i.id.clone(),
                 title: i.title.clone(),
@@ -270,8 +285,20 @@ pub fn incident_cards(incidents: &[firstfall_store::incident::Incident], now: u6
                 when: times::day_and_clock(i.onset),
                 lasted: times::ago(i.closed_at.unwrap_or(now).saturating_sub(i.onset)),
                 confidence: i.diagnosis.confidence.clone(),
-                fell,
+                fell: as_they_fell(origin, &hops).into_iter().take(FELL_MAX).map(str::to_owned).collect(),
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_they_fell;
+
+    #[test]
+    fn a_victim_stands_after_one_that_it_fell_by_however_close_their_onsets_are() {
+        let hops = [("catalog", "gateway"), ("sqlite", "catalog"), ("orders", "gateway"), ("sqlite", "orders"), ("gateway", "catalog")];
+        assert_eq!(as_they_fell("sqlite", &hops), ["sqlite", "catalog", "orders", "gateway"]);
+        assert_eq!(as_they_fell("", &[]), [""; 0]);
+    }
 }
