@@ -3,8 +3,8 @@
 use collector::detect::watch::ALLOWANCE;
 use harness::Server;
 use harness::scenario::fault::What;
-use harness::scenario::world::{SECOND, Topology};
-use harness::scenario::{Play, Scenario, just_passed, life, post, run, send};
+use harness::scenario::world::{Body, SECOND, Topology};
+use harness::scenario::{Play, Scenario, just_passed, life, post, run, run_with, send};
 use harness::server::wait_for;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
@@ -148,6 +148,17 @@ fn by_the_wall_clock_a_failure_is_seen_when_it_is_said_to_have_opened_and_the_al
     let late = (second - opened_at) / SECOND;
     let allowance = ALLOWANCE / SECOND;
     assert!((allowance - 1..=allowance + 10).contains(&late), "seen {late} s after {}", incident["opened_at"]);
+}
+
+#[test]
+fn a_small_slowness_is_told_when_the_machine_is_busy_and_not_without_this_second_witness() {
+    // Its own few milliseconds are three times as long, in requests of a hundred.
+    let scenario = Scenario { topology: Topology::FanOut, what: What::Hog, load: 10.0, seed: 117_009 };
+    let outcome = run(&scenario).expect("it has a place for it");
+    let titles: Vec<&str> = outcome.incidents.iter().map(|i| i.title.as_str()).collect();
+    assert_eq!((outcome.rank(), titles.len()), (Some(1), 1), "{} is busy: {titles:?}", outcome.truth.origin);
+    let alone = run_with(&scenario, |body| !matches!(body, Body::Metrics(_))).expect("it has a place for it");
+    assert!(alone.incidents.is_empty(), "{:?}", alone.incidents);
 }
 
 #[test]

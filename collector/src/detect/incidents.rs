@@ -273,9 +273,11 @@ enum Hurt {
 /// hurts more than a few requests and more than a small part of them.
 fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, baseline: usize, score: f64) -> Option<Hurt> {
     let rules = &observed.rules;
-    if candidate.explained_by.is_some() || !candidate.evidence.iter().any(|s| s.unprecedented && s.score >= score) {
+    if candidate.explained_by.is_some() {
         return None;
     }
+    // Its machine has become busy: a second witness, of another kind, for time that the node itself takes.
+    let is_busy = candidate.evidence.iter().any(|s| s.signal == Signal::Resource && s.score >= rules.sick_score);
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     let counts = |s: &&Symptom| {
@@ -287,20 +289,28 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
         let known = s.signal != Signal::Shape || (baseline >= rules.shape_baseline_min && (s.after - s.before).abs() >= rules.shape_change);
         let known = known && (!s.signal.is_of_points() || s.n.0 >= rules.points_baseline_min);
         // Standing for a window longer says little of times, whose tail is long, and nothing of points, which are minutes apart.
-        let score = if s.signal.is_of_time() || s.signal.is_of_points() { rules.open_score } else { score };
+        let score = match s.signal {
+            Signal::OwnTime if is_busy => rules.sick_score,
+            signal if signal.is_of_time() || signal.is_of_points() => rules.open_score,
+            _ => score,
+        };
         known && s.unprecedented && s.score >= score
     };
-    let enough = |harm: f64, by_points: bool| {
-        harm >= if by_points { rules.harmed_min / POINTS_SECONDS } else { (rules.open_share * requests).max(rules.harmed_min / seconds) }
+    let enough = |harm: f64, share: f64, by_points: bool| {
+        harm >= if by_points { rules.harmed_min / POINTS_SECONDS } else { (share * requests).max(rules.harmed_min / seconds) }
     };
     // A service that is slow is slow in each of its operations, and each has a part of its requests; the same failure shows in many signals.
     let slow: f64 =
         candidate.evidence.iter().filter(counts).filter(|s| matches!(s.signal, Signal::OwnTime | Signal::Wait)).map(|s| s.harm).sum();
     let by = |shape: bool| {
         let mut evidence = candidate.evidence.iter().filter(counts).filter(|s| (s.signal == Signal::Shape) == shape);
-        evidence.any(|s| enough(s.harm, s.signal.is_of_points()))
+        evidence.any(|s| enough(s.harm, rules.open_share, s.signal.is_of_points()))
     };
-    if enough(slow, false) || by(false) { Some(Hurt::ByItself) } else { by(true).then_some(Hurt::ByShape) }
+    if enough(slow, if is_busy { rules.open_share_busy } else { rules.open_share }, false) || by(false) {
+        Some(Hurt::ByItself)
+    } else {
+        by(true).then_some(Hurt::ByShape)
+    }
 }
 
 /// When it began, by the series of its strongest symptom that has one.

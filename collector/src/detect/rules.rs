@@ -17,6 +17,8 @@ pub struct Rules {
     pub open_score: f64,
     /// … and when it harms at least this part of its own requests,
     pub open_share: f64,
+    /// … or this part where its machine has become busy with it: two witnesses of different kinds are not both mistaken,
+    pub open_share_busy: f64,
     /// … and at least so many requests of the stretch,
     pub harmed_min: f64,
     /// … in so many windows in a row.
@@ -60,6 +62,7 @@ impl Default for Rules {
             explains: 0.3,
             open_score: 12.0,
             open_share: 0.1,
+            open_share_busy: 0.02,
             harmed_min: 3.0,
             steps_to_open: 2,
             stand_score: 8.0,

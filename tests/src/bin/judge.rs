@@ -206,6 +206,7 @@ fn knobs() -> Vec<Knob> {
         knob("explains", |r, v| r.explains = v, 0.3, [0.2, 0.45]),
         knob("open_score", |r, v| r.open_score = v, 12.0, [8.0, 18.0]),
         knob("open_share", |r, v| r.open_share = v, 0.1, [0.05, 0.2]),
+        knob("open_share_busy", |r, v| r.open_share_busy = v, 0.02, [0.01, 0.05]),
         knob("harmed_min", |r, v| r.harmed_min = v, 3.0, [2.0, 6.0]),
         knob("steps_to_open", |r, v| r.steps_to_open = v as u32, 2.0, [1.0, 3.0]),
         knob("stand_score", |r, v| r.stand_score = v, 8.0, [6.0, 12.0]),

@@ -43,7 +43,7 @@ impl Life {
     }
 
     /// How many times the usual load there is: by the hour up and down by a factor of three, and a job at each full hour, half as much
-    /// again for three minutes.
+    /// again for three minutes (and, in `pass`, the whole CPU of one service, which then takes a tenth longer for each request).
     pub fn load(&self, second: u64) -> f64 {
         let day = (second as f64 / 86_400.0 * std::f64::consts::TAU).sin();
         (1.0 + 0.5 * day) * if second % 3600 < 180 { 1.5 } else { 1.0 }
@@ -71,6 +71,10 @@ impl Life {
                 deploy(world, *part, None);
             }
             self.canary = None;
+        }
+        if second >= 3600 && matches!(second % 3600, 0 | 180) {
+            self.services.iter().for_each(|part| world.parts[*part].busy = false);
+            world.parts[some].busy = second % 3600 == 0;
         }
         // Instances come and go with the load.
         if second.is_multiple_of(1800) && second > 0 {

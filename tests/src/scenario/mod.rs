@@ -159,10 +159,16 @@ impl Play {
 
 /// Plays a scenario to detection, without a server between.
 pub fn run(scenario: &Scenario) -> Option<Outcome> {
+    run_with(scenario, |_| true)
+}
+
+/// The same with only some of what is sent.
+pub fn run_with(scenario: &Scenario, arrives: impl Fn(&Body) -> bool) -> Option<Outcome> {
     let play = Play::new(scenario, START)?;
     let (truth, reached, begin) = (play.truth.clone(), play.reached, play.begin);
     let (mut judge, mut told, mut before) = (Judge::default(), Vec::<Incident>::new(), 0);
-    play.run(|bodies, second| {
+    play.run(|mut bodies, second| {
+        bodies.retain(&arrives);
         judge.take(bodies, second);
         judge.step(|observed, incidents, changed, window| {
             let at = u64::from(window + 1) * WINDOW;

@@ -50,6 +50,8 @@ pub struct Part {
     pub started: u32,
     /// Its clock is this much ahead.
     pub clock: u64,
+    /// A job takes all of its CPU; its own work then takes a tenth longer.
+    pub busy: bool,
 }
 
 pub struct World {
@@ -183,7 +185,8 @@ impl World {
         let here = Here { part, instance, span: self.id(), depth };
         let span = here.span;
         let own = self.parts[part].own;
-        let own = (self.around(own) as f64 * walk.fault.slower(part, start)) as u64 + walk.fault.added(part, start);
+        let busy = if self.parts[part].busy { 1.1 } else { 1.0 };
+        let own = (self.around(own) as f64 * busy * walk.fault.slower(part, start)) as u64 + walk.fault.added(part, start);
         let mut at = start + own / 2;
         let mut failed = false;
         let fails_by_itself = {
@@ -374,7 +377,7 @@ impl World {
             if self.parts[part].kind != Kind::Service {
                 continue;
             }
-            let used = if fault.hogs(part, at) { 0.97 } else { self.around(200) as f64 / 1000.0 };
+            let used = if fault.hogs(part, at) || self.parts[part].busy { 0.97 } else { self.around(200) as f64 / 1000.0 };
             let point = NumberDataPoint {
                 time_unix_nano: at + self.parts[part].clock,
                 value: Some(number_data_point::Value::AsDouble(used)),
@@ -398,7 +401,7 @@ impl World {
 }
 
 fn part(name: &str, kind: Kind, own_ms: u64) -> Part {
-    Part { name: name.to_owned(), kind, own: own_ms * MS, links: Vec::new(), instances: vec![1, 1], started: 0, clock: 0 }
+    Part { name: name.to_owned(), kind, own: own_ms * MS, links: Vec::new(), instances: vec![1, 1], started: 0, clock: 0, busy: false }
 }
 
 fn link(to: usize, share: f64) -> Link {
