@@ -108,6 +108,14 @@ impl Changes {
         self.breakers.hear_counts(counts, self.first);
     }
 
+    /// Whether a node has begun to speak with another version between two times.
+    pub fn deployed(&self, node: NodeId, from: u64, to: u64) -> bool {
+        let known = self.first.unwrap_or(0).saturating_add(KNOWN_AFTER);
+        let stretches = |n: NodeId| self.versions.iter().filter(move |((of, _), _)| *of == n).flat_map(|(_, stretches)| stretches);
+        let first = stretches(node).map(|heard| heard.first).min();
+        stretches(node).any(|heard| (from..to).contains(&heard.first) && heard.first > known && Some(heard.first) != first)
+    }
+
     /// Forgets what ended before a time.
     pub fn forget_before(&mut self, time: u64) {
         for heard in [&mut self.versions, &mut self.instances] {
@@ -232,6 +240,10 @@ mod tests {
             }
         }
         let found = changes.between(0, u64::MAX, now * SECOND, &names);
+        for change in found.iter().filter(|c| c.kind == "version") {
+            assert!(changes.deployed(node, change.time, change.time + 1) && !changes.deployed(node, change.time + 1, change.time + SECOND));
+        }
+        assert_eq!(changes.deployed(node, 0, u64::MAX), found.iter().any(|c| c.kind == "version"));
         let found: Vec<(&str, &str, &str, u64)> =
             found.iter().map(|c| (c.kind.as_str(), c.from.as_str(), c.to.as_str(), c.time / SECOND)).collect();
         assert_eq!(found, expected);

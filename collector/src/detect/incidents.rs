@@ -65,6 +65,19 @@ impl Incident {
         window.saturating_sub(self.quiet).max(self.onset_window())
     }
 
+    /// The latest window before `window` in which it was looked at.
+    fn judged(&self, window: WindowNo) -> WindowNo {
+        self.closed_at.map_or(window.saturating_sub(1), |closed| (closed / WINDOW - 1) as WindowNo)
+    }
+
+    /// Whether its origin has another version since it was well for half a minute: what fails then has another cause. A version that came
+    /// sooner may be what made it well.
+    fn is_past(&self, observed: &Observed, window: WindowNo) -> bool {
+        let well = u64::from(self.sick_until(self.judged(window)) + 2) * WINDOW;
+        let origin = self.candidates.first().map(|c| c.node);
+        origin.is_some_and(|origin| observed.changes.deployed(origin, well, u64::from(window + 1) * WINDOW))
+    }
+
     /// Its own windows up to and including one.
     pub fn windows(&self, until: WindowNo) -> Range<WindowNo> {
         let begin = self.onset_window();
@@ -102,18 +115,21 @@ impl Incidents {
         if window < first + RECENT {
             return changed;
         }
+        let lately =
+            |i: &&Incident| i.closed_at.is_none_or(|closed| closed + u64::from(rules.reopens) * WINDOW > u64::from(window) * WINDOW);
+        let (past, known): (Vec<&Incident>, Vec<&Incident>) = self.all.iter().filter(lately).partition(|i| i.is_past(observed, window));
+        // What belongs to an incident that is past does not count once more.
+        let since = past.iter().map(|i| i.sick_until(i.judged(window)) + 1).max().unwrap_or(first);
         let stretch = |length: u32| {
-            let start = window.saturating_sub(length - 1).max(first);
+            let start = window.saturating_sub(length - 1).max(since);
             (start.saturating_sub(BASELINE_MAX).max(first)..start, start..window + 1)
         };
         // What an open incident has touched is its own, and so is what follows it soon, as long as its origin has not recovered.
         let covered = |node: NodeId| {
-            self.all
-                .iter()
-                .filter(|i| {
-                    i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + rules.steps_to_open) * WINDOW > u64::from(window) * WINDOW)
-                })
-                .any(|i| i.nodes.contains(&node) || (i.quiet < RECENT && window < i.onset_window() + rules.apart))
+            let covers = |i: &&&Incident| {
+                i.closed_at.is_none_or(|closed| closed + u64::from(RECENT + rules.steps_to_open) * WINDOW > u64::from(window) * WINDOW)
+            };
+            known.iter().filter(covers).any(|i| i.nodes.contains(&node) || (i.quiet < RECENT && window < i.onset_window() + rules.apart))
         };
         let (mut before, mut present, mut diagnosis, mut found) = (0..0, 0..0, Diagnosis::default(), Vec::new());
         for length in [RECENT, LONG] {
@@ -143,11 +159,12 @@ impl Incidents {
             return changed;
         }
         (self.standing, self.stood) = ([0, 0], Vec::new());
-        let again = self.all.iter().rposition(|i| {
-            i.absorbed_by.is_none()
-                && i.candidates.first().is_some_and(|c| c.node == found[0].node && c.fails() == found[0].fails())
-                && i.closed_at.is_some_and(|closed| closed + u64::from(rules.reopens) * WINDOW > u64::from(window) * WINDOW)
-        });
+        let is_again = |i: &&Incident| {
+            let same = |c: &Candidate| c.node == found[0].node && c.fails() == found[0].fails();
+            i.absorbed_by.is_none() && !i.is_open() && i.candidates.first().is_some_and(same)
+        };
+        let again = known.into_iter().rfind(is_again).map(|i| i.id.clone());
+        let again = again.and_then(|id| self.all.iter().rposition(|i| i.id == id));
         if let Some(at) = again {
             let incident = &mut self.all[at];
             incident.closed_at = None;
@@ -155,7 +172,10 @@ impl Incidents {
             changed.push(at);
             return changed;
         }
-        let onset = onset(observed, &found[0], before, window, stood);
+        // It has not begun before the latest one of the same origin was over.
+        let over = self.all.iter().rfind(|i| i.candidates.first().is_some_and(|c| c.node == found[0].node));
+        let over = over.map_or(0, |i| u64::from(i.sick_until(i.judged(window)) + 1) * WINDOW);
+        let onset = onset(observed, &found[0], before, window, stood).max(over);
         let origin = observed.names.node(found[0].node).id();
         self.all.push(Incident {
             id: format!("{:08x}", fnv(&[&onset.to_le_bytes()[..], origin.as_bytes()].concat())),
@@ -206,6 +226,10 @@ impl Incidents {
     fn follow(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
         let rules = &observed.rules;
         let incident = &self.all[at];
+        if incident.is_past(observed, window) {
+            self.all[at].closed_at = Some(u64::from(window + 1) * WINDOW);
+            return true;
+        }
         let (before, begin) = (incident.baseline(), incident.onset_window());
         let recent = window.saturating_sub(RECENT - 1).max(begin)..window + 1;
         let now = compare(observed, before.clone(), recent.clone());
