@@ -134,6 +134,9 @@ fn main() {
     tracing::subscriber::with_default(subscriber, || row("span: this agent, the usual way, encoded and queued", Some(&usual), span));
     let lean = agent(&sink).lean().init();
     tracing::subscriber::with_default(tracing_subscriber::registry().with(lean.layer()), || {
+        row("span: this agent, lean, as a layer of a Registry, encoded and queued", Some(&lean), span);
+    });
+    tracing::subscriber::with_default(lean.subscriber(), || {
         row("span: this agent, lean, encoded and queued", Some(&lean), span);
         row("log with two fields: this agent, lean, encoded and queued", Some(&lean), log);
     });

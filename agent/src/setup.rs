@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::export::{Account, Exporter, Signal};
-use crate::lean::{Lean, may_be_passed_over};
+use crate::lean::{Alone, Lean, may_be_passed_over};
 use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
 use crate::sampling::Sampling;
@@ -199,10 +199,20 @@ impl Telemetry {
 
     /// The whole subscriber that [`init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise).
     pub fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
+        let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok();
         let shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
         let others = Layer::<Registry>::max_level_hint(&shown).unwrap_or(LevelFilter::TRACE);
-        let to_terminal = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(shown);
-        tracing_subscriber::registry().with(to_terminal).with(self.layer_beside(others))
+        // Spans that only the terminal wants, or by which it decides, need the registry.
+        let only_events = |lean: &Providers| others <= lean.level && !asked.as_ref().is_some_and(|asked| asked.contains('['));
+        match self.lean(others) {
+            Some((lean, of_interest)) if self.providers.as_ref().is_some_and(only_events) => {
+                Box::new(Alone::new(lean, of_interest, shown)) as Box<dyn Subscriber + Send + Sync>
+            }
+            _ => {
+                let to_terminal = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(shown);
+                Box::new(tracing_subscriber::registry().with(to_terminal).with(self.layer_beside(others)))
+            }
+        }
     }
 
     /// The layer that makes `tracing`'s spans and events OpenTelemetry's, for a subscriber of the service's own.
@@ -213,7 +223,15 @@ impl Telemetry {
         self.layer_beside(LevelFilter::TRACE)
     }
 
-    /// `others` is the most verbose level at which another layer may want to see a span.
+    /// The short way, where it is wanted, and what goes there. `others` is the most verbose level at which another layer may want to see a span.
+    fn lean(&self, others: LevelFilter) -> Option<(Lean, OfInterest)> {
+        let providers = self.providers.as_ref().filter(|providers| providers.lean)?;
+        // All is recorded where some of it may be kept.
+        let others = if providers.passes_over && !providers.sampling.records_the_rest() { others } else { LevelFilter::TRACE };
+        let lean = Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted, others);
+        Some((lean, OfInterest { level: providers.level, others }))
+    }
+
     fn layer_beside<S>(&self, others: LevelFilter) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -221,12 +239,7 @@ impl Telemetry {
         let providers = self.providers.as_ref();
         let level = providers.map_or(LevelFilter::OFF, |providers| providers.level);
         let of_interest = OfInterest { level, others: LevelFilter::TRACE };
-        let lean = providers.filter(|providers| providers.lean).map(|providers| {
-            // All is recorded where some of it may be kept.
-            let others = if providers.passes_over && !providers.sampling.records_the_rest() { others } else { LevelFilter::TRACE };
-            let layer = Lean::new(providers.exporter.clone(), providers.sampling.clone(), providers.wanted, others);
-            layer.with_filter(OfInterest { others, ..of_interest })
-        });
+        let lean = self.lean(others).map(|(lean, of_interest)| lean.with_filter(of_interest).boxed());
         let providers = providers.filter(|providers| !providers.lean);
         let to_spans = providers.filter(|providers| providers.wanted[Signal::Spans as usize]).map(|providers| {
             tracing_opentelemetry::layer()
@@ -239,11 +252,13 @@ impl Telemetry {
                 // A handler that logs an error may still answer well; the status is the server span's to say.
                 .with_error_events_to_status(false)
                 .with_filter(of_interest)
+                .boxed()
         });
         let to_logs = providers
             .filter(|providers| providers.wanted[Signal::Logs as usize])
-            .map(|providers| OpenTelemetryTracingBridge::new(&providers.logger).with_filter(of_interest));
-        Layer::and_then(lean, Layer::and_then(to_spans, to_logs))
+            .map(|providers| OpenTelemetryTracingBridge::new(&providers.logger).with_filter(of_interest).boxed());
+        // A list: of layers put on each other directly above the registry, only the topmost is asked what level it wants.
+        [lean, to_spans, to_logs].into_iter().flatten().collect::<Vec<_>>()
     }
 
     /// What became of the items of a signal since the start.
@@ -345,17 +360,32 @@ impl Drop for Telemetry {
 
 /// What is exported: the service's own, from a level on. It is asked once for each place in the code, so that what is below costs what it costs without the agent.
 #[derive(Clone, Copy, Debug)]
-struct OfInterest {
+pub(crate) struct OfInterest {
     level: LevelFilter,
     /// See [`may_be_passed_over`].
     others: LevelFilter,
 }
 
 impl OfInterest {
-    fn has(self, metadata: &Metadata<'_>) -> bool {
+    pub fn has(self, metadata: &Metadata<'_>) -> bool {
         // The spans of the layers carry the trace on, whatever else is wanted.
         metadata.target() == "firstfall_agent" && self.level > LevelFilter::OFF
             || *metadata.level() <= self.level && of_the_service(metadata.target())
+    }
+
+    /// Of one place in the code, for good.
+    pub fn interest(self, metadata: &Metadata<'_>) -> Interest {
+        match self.has(metadata) {
+            false => Interest::never(),
+            // The layer is asked each time.
+            true if may_be_passed_over(metadata, self.others) => Interest::sometimes(),
+            true => Interest::always(),
+        }
+    }
+
+    /// The most verbose level at which anything is of interest.
+    pub fn most(self) -> LevelFilter {
+        self.level.max(LevelFilter::INFO)
     }
 }
 
@@ -365,16 +395,11 @@ impl<S> layer::Filter<S> for OfInterest {
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        match self.has(metadata) {
-            false => Interest::never(),
-            // The layer is asked each time.
-            true if may_be_passed_over(metadata, self.others) => Interest::sometimes(),
-            true => Interest::always(),
-        }
+        self.interest(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level.max(LevelFilter::INFO))
+        Some(self.most())
     }
 }
 

@@ -144,14 +144,6 @@ impl<const N: usize> Head<N> {
         self.length += 1;
     }
 
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.byte(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.byte(value as u8);
-    }
-
     fn put(&mut self, bytes: &[u8]) {
         self.bytes[self.length..self.length + bytes.len()].copy_from_slice(bytes);
         self.length += bytes.len();
@@ -165,51 +157,75 @@ impl<const N: usize> Head<N> {
     }
 }
 
+/// Up to eight bytes that are put together in a register: bytes that are stored one by one and copied together right after wait for each other.
+#[derive(Default)]
+struct Word {
+    bits: u64,
+    length: u32,
+}
+
+impl Word {
+    fn byte(&mut self, byte: u8) {
+        self.bits |= u64::from(byte) << (8 * self.length);
+        self.length += 1;
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let end = out.len() + self.length as usize;
+        out.extend_from_slice(&self.bits.to_le_bytes());
+        out.truncate(end);
+    }
+}
+
 pub fn attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
     if key.is_empty() || key.len() > TEXT_MAX {
         return any_attribute(out, field, key, item);
     }
     // Most values say beforehand how long they are: they are written at once, and nothing has to be moved.
-    let mut value = Head::<16>::new();
-    let text = match item {
+    let (kind, text, length) = match item {
         Item::Str(text) => {
             let text = cut(text);
-            value.byte(0x0a);
-            value.varint(text.len() as u64);
-            text
+            (0x0a, text, varint_len(text.len() as u64) + text.len())
         }
-        Item::Int(number) => {
-            value.byte(0x18);
-            value.varint(*number as u64);
-            ""
-        }
-        Item::Double(number) => {
-            value.byte(0x21);
-            value.put(&number.to_le_bytes());
-            ""
-        }
-        Item::Bool(yes) => {
-            value.put(&[0x10, u8::from(*yes)]);
-            ""
-        }
+        Item::Int(number) => (0x18, "", varint_len(*number as u64)),
+        Item::Double(_) => (0x21, "", 8),
+        Item::Bool(_) => (0x10, "", 1),
         Item::Shown(_) | Item::Value(_) => return any_attribute(out, field, key, item),
     };
-    let content = value.length + text.len();
+    let content = 1 + length;
     let whole = 1 + varint_len(key.len() as u64) + key.len() + 1 + varint_len(content as u64) + content;
-    out.reserve(whole + 48);
-    let mut head = Head::<16>::new();
-    head.varint(u64::from(field << 3 | 2));
+    out.reserve(whole + 32);
+    // Lengths of texts take three bytes at most, so that each of these fits.
+    let mut head = Word::default();
+    head.byte((field << 3 | 2) as u8);
     head.varint(whole as u64);
     head.byte(0x0a);
     head.varint(key.len() as u64);
     head.write(out);
     out.extend_from_slice(key.as_bytes());
-    let mut head = Head::<8>::new();
+    let mut head = Word::default();
     head.byte(0x12);
     head.varint(content as u64);
+    head.byte(kind);
+    match item {
+        Item::Bool(yes) => head.byte(u8::from(*yes)),
+        Item::Str(_) => head.varint(text.len() as u64),
+        _ => {}
+    }
     head.write(out);
-    value.write(out);
-    out.extend_from_slice(text.as_bytes());
+    match item {
+        Item::Double(number) => out.extend_from_slice(&number.to_le_bytes()),
+        Item::Int(number) => varint(out, *number as u64),
+        _ => out.extend_from_slice(text.as_bytes()),
+    }
 }
 
 fn any_attribute(out: &mut Vec<u8>, field: u32, key: &str, item: &Item<'_>) {
@@ -246,16 +262,42 @@ pub fn remove_attribute(attributes: &mut Vec<u8>, key: &str) {
     }
 }
 
-/// The keys of attributes, one after the other.
-pub fn keys(attributes: &[u8], mut each: impl FnMut(&str)) {
+/// Attributes one after the other, each with its `AnyValue`.
+pub fn each_attribute<'a>(attributes: &'a [u8], mut each: impl FnMut(&'a str, &'a [u8])) {
     let mut at = 0;
     while at < attributes.len() {
         let (length, content) = length_at(attributes, at + 1);
         let (key_length, key_at) = length_at(attributes, content + 1);
-        if let (0x0a, Ok(key)) = (attributes[content], std::str::from_utf8(&attributes[key_at..key_at + key_length])) {
-            each(key);
-        }
+        let key_end = key_at + key_length;
         at = content + length;
+        if let (0x0a, Ok(key)) = (attributes[content], std::str::from_utf8(&attributes[key_at..key_end])) {
+            let (_, value) = length_at(attributes, key_end + 1);
+            each(key, &attributes[value..at]);
+        }
+    }
+}
+
+/// An `AnyValue` that was written here, for people: texts in quotes, numbers; of lists and maps that there is one.
+pub struct Shown<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self.0 {
+            [0x0a, ..] => {
+                let (length, at) = length_at(self.0, 1);
+                write!(f, "{:?}", String::from_utf8_lossy(&self.0[at..at + length]))
+            }
+            [0x10, yes] => write!(f, "{}", yes != 0),
+            [0x18, ref number @ ..] => {
+                let value = number.iter().rev().fold(0u64, |value, byte| value << 7 | u64::from(byte & 0x7f));
+                write!(f, "{}", value as i64)
+            }
+            [0x21, ref number @ ..] => match number.try_into() {
+                Ok(bytes) => write!(f, "{}", f64::from_le_bytes(bytes)),
+                Err(_) => f.write_str("…"),
+            },
+            _ => f.write_str("…"),
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod counts;
 mod queue;
+mod quiet;
 pub(crate) mod send;
 mod spool;
 
@@ -233,7 +234,7 @@ impl Courier {
         let (done, take) = sync_channel(1);
         std::thread::Builder::new().name("firstfall-send".to_owned()).spawn(move || {
             step_back();
-            let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+            let _no_spans_of_our_own = quiet::silence();
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
             while let Ok((signal, body, limit)) = jobs.recv() {
                 let outcome = sender.send(signal, &body, limit);
@@ -284,7 +285,7 @@ impl Worker {
 
     fn run(mut self) {
         step_back();
-        let _no_spans_of_our_own = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+        let _no_spans_of_our_own = quiet::silence();
         let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
         self.open_spool();
         loop {

@@ -1,7 +1,7 @@
 //! What code asks of a span of `tracing` in OpenTelemetry's words.
 
-use super::Lean;
 use super::state::State;
+use super::{Alone, Lean};
 use crate::wire::{self, Item};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
 use opentelemetry::{Context, Value};
@@ -24,7 +24,7 @@ pub trait SpanExt {
 
 fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &Id, &mut State) -> R) -> Option<R> {
     span.with_subscriber(|(id, dispatch)| {
-        let lean = dispatch.downcast_ref::<Lean>()?;
+        let lean = dispatch.downcast_ref::<Lean>().or_else(|| Some(dispatch.downcast_ref::<Alone>()?.lean()))?;
         lean.spans.with(id, |state| change(lean, id, state))
     })
     .flatten()

@@ -7,6 +7,7 @@
 
 mod ext;
 mod state;
+mod subscriber;
 mod table;
 
 use crate::export::{Exporter, Signal};
@@ -17,8 +18,10 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use opentelemetry::{Context, ContextGuard, InstrumentationScope};
 use state::{IntoLog, IntoSpan, KEPT_BYTES_MAX, State, random};
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
+pub(crate) use subscriber::Alone;
 use table::{Table, fresh, give_back};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -45,6 +48,7 @@ struct Entered {
 #[derive(Clone)]
 struct Above {
     id: Id,
+    code: &'static Metadata<'static>,
     trace: TraceId,
     span: u64,
     flags: TraceFlags,
@@ -60,7 +64,7 @@ pub(crate) struct Lean {
     sampling: Sampling,
     scope: InstrumentationScope,
     wanted: [bool; 3],
-    spans: Table,
+    spans: Arc<Table>,
     /// Tells the spans of two such layers in one process apart, whose ids are the same numbers.
     number: u32,
     /// See [`may_be_passed_over`].
@@ -75,8 +79,8 @@ pub(crate) fn may_be_passed_over(metadata: &Metadata<'_>, others: LevelFilter) -
 
 impl Above {
     fn of(id: &Id, state: &State) -> Above {
-        let (trace, span, flags, recorded) = (state.trace, state.span, state.flags, state.recorded);
-        Above { id: id.clone(), trace, span, flags, recorded, has_around: state.around.is_some() }
+        let (code, trace, span, flags, recorded) = (state.code, state.trace, state.span, state.flags, state.recorded);
+        Above { id: id.clone(), code, trace, span, flags, recorded, has_around: state.around.is_some() }
     }
 }
 
@@ -90,7 +94,7 @@ impl Lean {
     pub fn new(exporter: Exporter, sampling: Sampling, wanted: [bool; 3], others: LevelFilter) -> Lean {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let scope = InstrumentationScope::builder("firstfall-agent").build();
-        Lean { exporter, sampling, scope, wanted, spans: Table::new(), number: NUMBER.fetch_add(1, Ordering::Relaxed), others }
+        Lean { exporter, sampling, scope, wanted, spans: Arc::new(Table::new()), number: NUMBER.fetch_add(1, Ordering::Relaxed), others }
     }
 
     fn innermost<R>(&self, look: impl FnOnce(&Above) -> R) -> Option<R> {
@@ -152,7 +156,7 @@ impl Lean {
         }
     }
 
-    fn close(&self, state: &State) {
+    fn send(&self, state: &State) {
         let end = wire::nanos(SystemTime::now());
         let took = Duration::from_nanos(end.saturating_sub(state.start));
         let header;
@@ -173,7 +177,7 @@ impl Lean {
             parent_is_remote: state.parent_is_remote,
             flags: state.flags.to_u8(),
             trace_state,
-            name: state.name.as_deref().unwrap_or(state.code_name),
+            name: state.name(),
             kind: state.kind,
             start: state.start,
             end,
@@ -216,14 +220,16 @@ fn severity(level: Level) -> (u64, &'static str) {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Lean {
-    fn enabled(&self, metadata: &Metadata<'_>, _: layer::Context<'_, S>) -> bool {
-        !(self.innermost(|above| !above.recorded).unwrap_or(false) && may_be_passed_over(metadata, self.others))
+/// What happens to spans and events, whoever keeps their ids.
+impl Lean {
+    fn passes_over(&self, metadata: &Metadata<'_>) -> bool {
+        self.innermost(|above| !above.recorded).unwrap_or(false) && may_be_passed_over(metadata, self.others)
     }
 
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: layer::Context<'_, S>) {
-        let mut state = fresh();
-        (state.span, state.kind, state.code_name) = (random(), 1, attributes.metadata().name());
+    /// A span that begins, and is not in the table yet.
+    fn begin(&self, attributes: &Attributes<'_>) -> Box<State> {
+        let mut state = fresh(attributes.metadata());
+        (state.span, state.kind) = (random(), 1);
         self.place(&mut state, attributes);
         // The ends of calls may be given a parent yet, and then be taken as it was.
         let metadata = attributes.metadata();
@@ -232,26 +238,26 @@ impl<S: Subscriber> Layer<S> for Lean {
             state.start = wire::nanos(SystemTime::now());
             attributes.record(&mut IntoSpan(&mut state));
         }
-        self.spans.insert(id, state);
+        state
     }
 
-    fn on_record(&self, id: &Id, values: &Record<'_>, _: layer::Context<'_, S>) {
-        let Some(written) = self.spans.with(id, |state| state.written) else { return };
+    fn record(&self, id: &Id, values: &Record<'_>) {
+        let Some((written, code)) = self.spans.with(id, |state| (state.written, state.code)) else { return };
         // By themselves first, not under the lock: values are shown by code of the service's, which may look at this very span, or panic.
-        let mut later = fresh();
+        let mut later = fresh(code);
         later.written = written;
         values.record(&mut IntoSpan(&mut later));
         self.spans.with(id, |state| state.take_over(&mut later));
         give_back(later);
     }
 
-    fn on_follows_from(&self, id: &Id, follows: &Id, _: layer::Context<'_, S>) {
+    fn follows_from(&self, id: &Id, follows: &Id) {
         if let Some(other) = self.spans.with(follows, |other| other.span_context()) {
             self.spans.with(id, |state| state.link(&other));
         }
     }
 
-    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+    fn event(&self, event: &Event<'_>) {
         if !self.wanted[Signal::Logs as usize] {
             return;
         }
@@ -270,7 +276,7 @@ impl<S: Subscriber> Layer<S> for Lean {
         }
     }
 
-    fn on_enter(&self, id: &Id, _: layer::Context<'_, S>) {
+    fn enter(&self, id: &Id) {
         if current(|_| ()).is_none() {
             return;
         }
@@ -285,7 +291,7 @@ impl<S: Subscriber> Layer<S> for Lean {
         }
     }
 
-    fn on_exit(&self, id: &Id, _: layer::Context<'_, S>) {
+    fn exit(&self, id: &Id) {
         let left = ENTERED.try_with(|stack| {
             let mut stack = stack.borrow_mut();
             let at = stack.iter().rposition(|entered| entered.span.id == *id && entered.layer == self.number)?;
@@ -295,11 +301,47 @@ impl<S: Subscriber> Layer<S> for Lean {
         drop(left);
     }
 
-    fn on_close(&self, id: Id, _: layer::Context<'_, S>) {
-        let Some(state) = self.spans.remove(&id) else { return };
+    /// A span that has ended, and is in the table no more.
+    fn end(&self, state: Box<State>) {
         if state.recorded && self.wanted[Signal::Spans as usize] {
-            self.close(&state);
+            self.send(&state);
         }
         give_back(state);
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lean {
+    fn enabled(&self, metadata: &Metadata<'_>, _: layer::Context<'_, S>) -> bool {
+        !self.passes_over(metadata)
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: layer::Context<'_, S>) {
+        self.spans.insert(id, self.begin(attributes));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: layer::Context<'_, S>) {
+        self.record(id, values);
+    }
+
+    fn on_follows_from(&self, id: &Id, follows: &Id, _: layer::Context<'_, S>) {
+        self.follows_from(id, follows);
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        self.event(event);
+    }
+
+    fn on_enter(&self, id: &Id, _: layer::Context<'_, S>) {
+        self.enter(id);
+    }
+
+    fn on_exit(&self, id: &Id, _: layer::Context<'_, S>) {
+        self.exit(id);
+    }
+
+    fn on_close(&self, id: Id, _: layer::Context<'_, S>) {
+        if let Some(state) = self.spans.remove(&id) {
+            self.end(state);
+        }
     }
 }

@@ -7,6 +7,7 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use std::cell::Cell;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, Hasher};
+use tracing::Metadata;
 use tracing::field::{Field, Visit};
 
 /// Bytes of attributes and events of one span; what comes beyond is dropped, and counted in it.
@@ -55,9 +56,8 @@ pub(super) struct State {
     pub kind: u8,
     /// 0 unset, 1 ok, 2 error.
     pub status: u8,
-    /// As the code gives it.
-    pub code_name: &'static str,
-    /// In its place, when one is given.
+    /// Its place in the code, and its name unless another one is given.
+    pub code: &'static Metadata<'static>,
     pub name: Option<String>,
     pub status_message: Option<String>,
     /// Fields that have a value, by their index; the first 64 of them.
@@ -73,10 +73,12 @@ pub(super) struct State {
     /// own, since what is merely current may be another's the next time.
     context: Option<Context>,
     was_entered: bool,
+    /// How many handles there are, where `tracing`'s registry does not count them.
+    pub handles: usize,
 }
 
-impl Default for State {
-    fn default() -> State {
+impl State {
+    pub fn new(code: &'static Metadata<'static>) -> State {
         State {
             trace: TraceId::INVALID,
             span: 0,
@@ -89,7 +91,7 @@ impl Default for State {
             start: 0,
             kind: 0,
             status: 0,
-            code_name: "",
+            code,
             name: None,
             status_message: None,
             seen: 0,
@@ -100,11 +102,14 @@ impl Default for State {
             around: None,
             context: None,
             was_entered: false,
+            handles: 1,
         }
     }
-}
 
-impl State {
+    pub fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or(self.code.name())
+    }
+
     /// As if it were new, but for the room that it has. Its ids and decisions stay: whoever uses it next says them anew.
     pub fn clear(&mut self) {
         for buffer in [&mut self.attributes, &mut self.events] {
@@ -114,7 +119,7 @@ impl State {
             }
         }
         (self.kind, self.status, self.seen, self.dropped, self.start) = (0, 0, 0, 0, 0);
-        (self.parent, self.parent_is_remote, self.was_entered, self.by_name) = (0, false, false, false);
+        (self.parent, self.parent_is_remote, self.was_entered, self.by_name, self.handles) = (0, false, false, false, 1);
         (self.name, self.status_message, self.around, self.context) = (None, None, None, None);
         self.trace_state = TraceState::NONE;
     }
@@ -163,7 +168,7 @@ impl State {
     /// Takes the fields that were recorded later; each stands in place of what it was before.
     pub fn take_over(&mut self, later: &mut State) {
         if self.seen & later.seen != 0 || self.by_name || later.by_name {
-            wire::keys(&later.attributes, |key| wire::remove_attribute(&mut self.attributes, key));
+            wire::each_attribute(&later.attributes, |key, _| wire::remove_attribute(&mut self.attributes, key));
         }
         self.seen |= later.seen;
         self.by_name |= later.by_name;

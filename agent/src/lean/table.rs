@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tracing::Metadata;
 use tracing::span::Id;
 
 /// Locks; as many that threads rarely meet at one.
@@ -21,8 +22,15 @@ thread_local! {
 }
 
 /// A state that says nothing yet.
-pub(super) fn fresh() -> Box<State> {
-    POOLED.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+pub(super) fn fresh(code: &'static Metadata<'static>) -> Box<State> {
+    let pooled = POOLED.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
+    pooled.map_or_else(
+        || Box::new(State::new(code)),
+        |mut state| {
+            state.code = code;
+            state
+        },
+    )
 }
 
 pub(super) fn give_back(mut state: Box<State>) {
@@ -83,6 +91,14 @@ impl Table {
     /// Nothing of the service's own may run in `f`, as it holds the lock.
     pub fn with<R>(&self, id: &Id, f: impl FnOnce(&mut State) -> R) -> Option<R> {
         self.shard(id.into_u64()).get_mut(&id.into_u64()).map(|state| f(state))
+    }
+
+    /// Gives up a handle; the last one takes the span out.
+    pub fn release(&self, id: &Id) -> Option<Box<State>> {
+        let mut shard = self.shard(id.into_u64());
+        let state = shard.get_mut(&id.into_u64())?;
+        state.handles = state.handles.saturating_sub(1);
+        if state.handles > 0 { None } else { shard.remove(&id.into_u64()) }
     }
 
     pub fn remove(&self, id: &Id) -> Option<Box<State>> {
