@@ -1,7 +1,7 @@
 //! The agent and the real collector.
 
 use firstfall_agent::{Agent, Signal};
-use harness::server::Server;
+use harness::server::{Server, wait_for};
 use std::time::{Duration, Instant};
 
 /// Spans a second, as a busy service makes them.
@@ -37,4 +37,24 @@ fn a_collector_that_is_killed_for_a_while_costs_no_span_and_doubles_none() {
         let rows = server.sql("SELECT count(*), count(DISTINCT span_id) FROM spans WHERE name = 'probe'");
         assert_eq!(rows, [[all, all]], "lean: {lean}");
     }
+}
+
+/// What it is, what it costs and what waits in it, by its own account.
+#[test]
+fn an_agent_says_how_it_is_and_the_settings_page_shows_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = Server::start(directory.path());
+    let agent = Agent::new("shown").endpoint(&format!("http://{}", server.otlp)).lean().without_subscriber();
+    let telemetry = agent.metric_interval(Duration::from_millis(200)).span_delay(Duration::from_millis(50)).init();
+    tracing::subscriber::with_default(telemetry.subscriber(), || drop(tracing::info_span!("work").entered()));
+    let row = wait_for("its row with two accounts of its CPU", || {
+        // The kernel counts the processor's time in hundredths of a second: use some.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(10) {}
+        let page = server.page("/settings").1;
+        let row = page.split("<tr>").find(|row| row.contains(">shown<"))?;
+        (row.matches(" %<").count() == 2).then(|| row.to_owned())
+    });
+    assert!(row.contains("firstfall-agent ") && row.contains(">nothing<") && row.contains(" of 8.4 MB<"), "{row}");
+    assert!(telemetry.shutdown(Duration::from_secs(30)).is_complete());
 }

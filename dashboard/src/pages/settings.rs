@@ -35,7 +35,7 @@ struct SignalRow {
     cut: Vec<(&'static str, &'static str, u64)>,
 }
 
-/// A process that sends, and what it says of its own losses.
+/// A process that sends, and what it says of its own queue, losses and cost.
 struct AgentRow {
     service: String,
     instance: String,
@@ -44,6 +44,9 @@ struct AgentRow {
     silent: bool,
     exported: Option<u64>,
     lost: Vec<(String, u64)>,
+    waiting: String,
+    /// Of a core, of what the process uses.
+    cpu: [String; 2],
 }
 
 /// Rows of the table; the rest is counted below it.
@@ -56,15 +59,45 @@ const SILENT_AFTER: u64 = 120 * 1_000_000_000;
 /// The page does not wait longer for what agents say of themselves.
 const ACCOUNTS_TIME: Duration = Duration::from_secs(2);
 
-/// By service and instance: what was exported, and what was lost, by reason. OpenTelemetry's conventions for the metrics of SDKs say what is counted where:
-/// items that left, and with `error.type` those that did not.
-type Accounts = HashMap<(String, String), (u64, BTreeMap<String, u64>)>;
+/// What an agent says of itself. OpenTelemetry's conventions for the metrics of SDKs say what is counted where: items that left, and with `error.type` those
+/// that did not; the rest is told by our own.
+#[derive(Default)]
+struct Account {
+    exported: Option<u64>,
+    lost: BTreeMap<String, u64>,
+    /// The most bytes that waited lately, and how many may.
+    queue: [f64; 2],
+    /// Processor seconds of the agent's own threads and of the whole process, lately.
+    cpu: [f64; 2],
+    /// How long lately is, in seconds.
+    span: f64,
+}
+
+impl Account {
+    fn waiting(&self) -> String {
+        match self.queue {
+            [_, 0.0] => String::new(),
+            [waiting, limit] => format!("{} of {}", bytes(waiting as u64), bytes(limit as u64)),
+        }
+    }
+
+    /// Its own part of a processor, and of what the process uses.
+    fn cpu(&self) -> [String; 2] {
+        let [own, process] = self.cpu;
+        let percent = |whole: f64| if whole > 0.0 && self.span > 0.0 { format!("{:.2} %", own / whole * 100.0) } else { String::new() };
+        [percent(self.span), percent(process)]
+    }
+}
+
+/// By service and instance.
+type Accounts = HashMap<(String, String), Account>;
 
 fn accounts(reader: &Reader, now: u64) -> Accounts {
     let query = format!(
-        "SELECT service, json_extract(resource, '$.\"service.instance.id\"'), metric, json_extract(attributes, '$.\"error.type\"'), max(value)
-         FROM points WHERE time_ns > {} AND (metric LIKE 'otel.sdk.exporter.%.exported' OR metric LIKE 'otel.sdk.processor.%.processed')
-         GROUP BY 1, 2, 3, 4",
+        "SELECT service, json_extract(resource, '$.\"service.instance.id\"'), metric, json_extract(attributes, '$.\"error.type\"'), max(value),
+         min(value), max(time_ns) - min(time_ns), json_extract(attributes, '$.\"cpu.mode\"')
+         FROM points WHERE time_ns > {} AND (metric LIKE 'otel.sdk.exporter.%.exported' OR metric LIKE 'otel.sdk.processor.%.processed'
+         OR metric LIKE 'firstfall.agent.%' OR metric = 'process.cpu.time') GROUP BY 1, 2, 3, 4, 8",
         now.saturating_sub(ACCOUNTS_BACK)
     );
     let mut accounts = Accounts::new();
@@ -72,12 +105,21 @@ fn accounts(reader: &Reader, now: u64) -> Accounts {
     let rows = reader.sql(&query, 10_000, &Budget::new(ACCOUNTS_TIME)).map(|answer| answer.rows).unwrap_or_default();
     for row in rows {
         let text = |at: usize| row.get(at).and_then(Json::as_str).unwrap_or("").to_owned();
-        let count = row.get(4).and_then(Json::as_f64).unwrap_or(0.0) as u64;
-        let (exported, lost) = accounts.entry((text(0), text(1))).or_default();
-        match text(3) {
-            // What was processed is exported after.
-            reason if reason.is_empty() => *exported += if text(2).contains(".exporter.") { count } else { 0 },
-            reason => *lost.entry(reason).or_default() += count,
+        let value = |at: usize| row.get(at).and_then(Json::as_f64).unwrap_or(0.0);
+        let (most, metric) = (value(4), text(2));
+        let account = accounts.entry((text(0), text(1))).or_default();
+        match metric.as_str() {
+            "firstfall.agent.queue.usage" => account.queue[0] = most,
+            "firstfall.agent.queue.limit" => account.queue[1] = most,
+            "firstfall.agent.cpu.time" => (account.cpu[0], account.span) = (most - value(5), value(6) / 1e9),
+            "process.cpu.time" => account.cpu[1] += most - value(5),
+            _ => match text(3) {
+                // What was processed is exported after.
+                reason if reason.is_empty() => {
+                    *account.exported.get_or_insert(0) += if metric.contains(".exporter.") { most as u64 } else { 0 };
+                }
+                reason => *account.lost.entry(reason).or_default() += most as u64,
+            },
         }
     }
     accounts
@@ -96,8 +138,10 @@ fn agents(services: Vec<ServiceSummary>, accounts: &Accounts, now: u64) -> Vec<A
                 agent: instance.agent,
                 heard: times::ago(quiet),
                 silent: quiet > SILENT_AFTER,
-                exported: account.map(|(exported, _)| *exported),
-                lost: account.map(|(_, lost)| lost.iter().map(|(reason, n)| (reason.clone(), *n)).collect()).unwrap_or_default(),
+                exported: account.and_then(|account| account.exported),
+                lost: account.map(|account| account.lost.iter().map(|(reason, n)| (reason.clone(), *n)).collect()).unwrap_or_default(),
+                waiting: account.map(Account::waiting).unwrap_or_default(),
+                cpu: account.map(Account::cpu).unwrap_or_default(),
                 instance: instance.id,
             };
             (row.lost.iter().map(|(_, n)| n).sum(), row)
