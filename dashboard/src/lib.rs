@@ -21,6 +21,7 @@ use axum::routing::{get, post};
 use firstfall_store::change::Change;
 use firstfall_store::edge::EdgeCell;
 use firstfall_store::incident::{Diagnosis, Topology};
+use firstfall_store::part::PartCell;
 use firstfall_store::query::Budget;
 use firstfall_store::{Error, Nanos, Reader, Signal};
 use health::LiveObjectives;
@@ -49,6 +50,8 @@ pub trait Insight: Send + Sync {
     fn topology(&self, from: Nanos, to: Nanos) -> Result<Topology, Error>;
     /// One edge over time, by ids of nodes: begin, width, and what was seen; oldest first.
     fn edge_points(&self, caller: &str, callee: &str, from: Nanos, to: Nanos) -> Result<Vec<(Nanos, Nanos, EdgeCell)>, Error>;
+    /// What a node did by itself of its requests, by operation.
+    fn parts(&self, node: &str, from: Nanos, to: Nanos) -> Result<Vec<(String, PartCell)>, Error>;
     /// Changes of the last while that were seen and may not be kept yet, oldest first.
     fn changes(&self, from: Nanos, to: Nanos) -> Vec<Change>;
     /// What was wrong between two times, by comparison with what came before.

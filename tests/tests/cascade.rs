@@ -88,6 +88,25 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
     assert_eq!(orders["callees"].as_array().map(Vec::len), Some(2), "{orders}");
     assert_eq!(topology["nodes"].as_array().map(Vec::len), Some(5), "an address is no node of its own: {topology}");
 
+    // Half of the last two minutes fail at payments, and go on to the gateway.
+    let joined = |server: &Server, service: &str| {
+        let operations = server.api(&format!("/api/v1/services/{service}?from=now-20m"))["operations"].clone();
+        let own = operations.as_array()?.iter().find(|o| o["joined"]["requests"] == 9 * 60 * 5)?["joined"].clone();
+        Some(own)
+    };
+    let parts: Vec<Json> =
+        ["payments", "orders", "gateway"].map(|service| wait_for("its joined requests", || joined(&server, service))).into();
+    let failed = parts[0]["errors"].as_u64().expect("a count");
+    assert!((200..400).contains(&failed) && parts[0]["own_errors"] == failed, "{}", parts[0]);
+    for passed_on in &parts[1..] {
+        assert_eq!((&passed_on["errors"], &passed_on["own_errors"]), (&Json::from(failed), &Json::from(0)), "{passed_on}");
+        assert_eq!((&passed_on["absorbed_errors"], &passed_on["exact"]), (&Json::from(0), &Json::from(true)), "{passed_on}");
+    }
+    let [own, mean] = ["own_time_ms", "mean_ms"].map(|time| parts[2][time].as_f64().expect("a time"));
+    assert!(0.0 < own && own < mean / 2.0, "the gateway waits most of the time: {}", parts[2]);
+    let (status, page) = server.page("/services/payments?from=now-20m");
+    assert!(status == 200 && page.contains("Begin here %") && page.contains("100 % of all here"), "{page}");
+
     let kept = wait_for("edges that are kept", || {
         let rows = server.sql("SELECT sum(calls) FROM edges WHERE caller = 'orders' AND callee = 'payments'");
         rows[0][0].as_u64().filter(|calls| *calls > 1000)
@@ -103,6 +122,9 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
         (calls == 9 * 60 * 5).then_some(calls)
     });
     assert!(after >= kept);
+    let again: Vec<Json> =
+        ["payments", "orders", "gateway"].map(|service| wait_for("the same after a kill", || joined(&server, service))).into();
+    assert_eq!(again, parts, "kept, and counted once");
     let again = wait_for("the incident after a kill", || incidents(&server).into_iter().next());
     assert_eq!((again["id"].as_str(), &again["onset"]), (Some(id.as_str()), &incident["onset"]));
     assert_eq!(incidents(&server).len(), 1, "and no second one");

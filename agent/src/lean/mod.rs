@@ -1,4 +1,4 @@
-//! The short way from `tracing` to OTLP: spans and events are encoded straight into the queue's format, without OpenTelemetry's SDK in between, at half of its
+//! The short way from `tracing` to OTLP: spans and events are encoded straight into the queue's format, without OpenTelemetry's SDK in between, at a third of its
 //! cost on the calling thread.
 //!
 //! What is asked of it is the same: contexts, propagators and spans of OpenTelemetry's API work with it in both directions. While one of its spans is

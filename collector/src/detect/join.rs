@@ -5,8 +5,9 @@ use super::calls::{CALLS_MAX, Calls, ToldTwice};
 use super::clocks::Clocks;
 use super::facts::{CLIENT, CONSUMER, LogFact, PRODUCER, SERVER, SpanFact};
 use super::names::NodeId;
-use super::tree::Tree;
+use super::tree::{Tree, uncovered};
 use super::windows::{Called, Cell, Event, Subject, Windows};
+use firstfall_store::part::PartCell;
 use hashbrown::{HashMap, HashSet};
 
 /// Spans that wait for the rest of their traces; with the trace around it one takes about 250 bytes. Past it the oldest traces are counted
@@ -128,7 +129,12 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
     // When a part of a request was waiting for calls, by its top span.
     let mut waits: HashMap<usize, Vec<(u64, u64)>> = HashMap::new();
     let mut covers = Vec::new();
+    // The parts of which some call failed.
+    let mut let_down: HashSet<usize> = HashSet::new();
     for (at, span) in trace.spans.iter().enumerate().filter(|(at, _)| callees[*at].is_some()) {
+        if span.failed {
+            let_down.insert(tops[at]);
+        }
         let waits = waits.entry(tops[at]).or_default();
         if waits.len() < CALLS_MAX {
             waits.push((span.start, span.end));
@@ -200,6 +206,22 @@ fn count(trace: &Trace, windows: &mut Windows, clocks: &mut Clocks) {
                 span.end,
                 &Cell::of(duration, span.failed).times(span.weight),
             );
+            // A call that nothing of its service is around is no request.
+            if to.is_none() {
+                let own = waits.get_mut(&top).map_or(duration, |waits| uncovered(span, waits));
+                let (weight, let_down) = (u64::from(span.weight), let_down.contains(&top));
+                let count = |yes: bool| weight * u64::from(yes);
+                let part = PartCell {
+                    requests: weight,
+                    failed: count(span.failed),
+                    own_errors: count(span.failed && !let_down),
+                    absorbed: count(!span.failed && let_down),
+                    sum_ns: duration.saturating_mul(weight),
+                    own_ns: own.saturating_mul(weight),
+                    estimated: weight > 1,
+                };
+                windows.add_part(span.node, span.operation, span.end, &part);
+            }
         } else if reach(top, Event::Step(span.operation)) {
             let subject = Subject::Reach { node: request.node, operation: request.operation, event: Event::Step(span.operation) };
             windows.add(subject, request.end, &Cell { count: request.weight, ..Cell::default() });
@@ -237,6 +259,34 @@ mod tests {
             join.settle(u64::MAX, &mut windows);
             assert_eq!(join.pending, 0);
         }
+    }
+
+    /// What node 0 did of a request from 0 to 1000 with calls to node 7, each from, to, and whether it failed.
+    fn part(failed: bool, calls: &[(u64, u64, bool)]) -> (u64, u64, u64, u64) {
+        let (mut join, mut windows) = (Join::default(), Windows::default());
+        join.add_span(SpanFact { kind: SERVER, failed, ..span(1, 0, 0, 0, 1000) }, &mut windows);
+        // One step of its own in between.
+        join.add_span(span(2, 1, 0, 100, 900), &mut windows);
+        for (n, (start, end, failed)) in calls.iter().enumerate() {
+            let call = SpanFact { kind: CLIENT, peer: Some(7), failed: *failed, ..span(n as u64 + 3, 2, 0, *start, *end) };
+            join.add_span(call, &mut windows);
+        }
+        join.settle(u64::MAX, &mut windows);
+        let parts: Vec<PartCell> = windows.parts.values().copied().collect();
+        let [PartCell { requests: 1, own_errors, absorbed, sum_ns: 1000, own_ns, failed, .. }] = parts[..] else { panic!("{parts:?}") };
+        (failed, own_errors, absorbed, own_ns)
+    }
+
+    #[test]
+    fn a_failure_begins_here_or_was_passed_on_or_absorbed_and_own_time_is_what_no_call_covers() {
+        assert_eq!(part(false, &[]), (0, 0, 0, 1000));
+        assert_eq!(part(true, &[]), (1, 1, 0, 1000));
+        assert_eq!(part(true, &[(200, 500, false)]), (1, 1, 0, 700));
+        assert_eq!(part(true, &[(200, 500, true)]), (1, 0, 0, 700));
+        // Made again, and beside another one.
+        assert_eq!(part(false, &[(200, 500, true), (500, 600, false), (550, 800, false)]), (0, 0, 1, 400));
+        // A call that ends after its request was not waited for to the end.
+        assert_eq!(part(false, &[(900, 1500, false)]), (0, 0, 0, 900));
     }
 
     proptest! {

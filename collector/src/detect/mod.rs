@@ -30,6 +30,7 @@ use changes::Changes;
 use facts::{Look, Thinning};
 use firstfall_store::batch::Batch;
 use firstfall_store::edge::{EdgeRow, MINUTE};
+use firstfall_store::part::PartRow;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::{HashMap, HashSet};
 use join::{Join, Trace};
@@ -173,7 +174,7 @@ impl Observed {
     pub fn take_edges(&mut self, until: u64) -> Vec<EdgeRow> {
         let names = &self.names;
         let over = self.windows.edges.extract_if(|(minute, ..), _| u64::from(*minute + 1) * MINUTE <= until);
-        let mut minutes: Vec<EdgeRow> = over
+        let minutes: Vec<EdgeRow> = over
             .map(|((minute, from, to), cell)| EdgeRow {
                 start: u64::from(minute) * MINUTE,
                 width: MINUTE,
@@ -182,14 +183,32 @@ impl Observed {
                 cell,
             })
             .collect();
-        if minutes.len() > EDGES_KEPT_MAX {
-            minutes.sort_unstable_by(|a, b| {
-                b.cell.attempts.cmp(&a.cell.attempts).then_with(|| (&a.caller, &a.callee).cmp(&(&b.caller, &b.callee)))
-            });
-            self.windows.left_out += (minutes.len() - EDGES_KEPT_MAX) as u64;
-            minutes.truncate(EDGES_KEPT_MAX);
+        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.attempts), a.caller.clone(), a.callee.clone()))
+    }
+
+    /// The same for what nodes did of their requests.
+    pub fn take_parts(&mut self, until: u64) -> Vec<PartRow> {
+        let names = &self.names;
+        let over = self.windows.parts.extract_if(|(minute, ..), _| u64::from(*minute + 1) * MINUTE <= until);
+        let minutes: Vec<PartRow> = over
+            .map(|((minute, node, operation), cell)| PartRow {
+                start: u64::from(minute) * MINUTE,
+                node: names.node(node).clone(),
+                operation: names.text_of(operation).to_owned(),
+                cell,
+            })
+            .collect();
+        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.requests), a.node.clone(), a.operation.clone()))
+    }
+
+    /// As many rows as are kept; what is left out is counted.
+    fn busiest<R, K: Ord>(&mut self, mut rows: Vec<R>, order: impl Fn(&R) -> K) -> Vec<R> {
+        if rows.len() > EDGES_KEPT_MAX {
+            rows.sort_by_cached_key(order);
+            self.windows.left_out += (rows.len() - EDGES_KEPT_MAX) as u64;
+            rows.truncate(EDGES_KEPT_MAX);
         }
-        minutes
+        rows
     }
 
     /// Caller and callee, wherever calls were seen.

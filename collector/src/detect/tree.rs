@@ -57,19 +57,9 @@ impl<'a> Tree<'a> {
     /// A span's duration less what its children cover of it, and less what `calls` cover: handlers that do not wait for their calls (or lie
     /// beside them) are no busier for it.
     pub fn own_ns(&self, at: usize, calls: &[(u64, u64)], covers: &mut Vec<(u64, u64)>) -> u64 {
-        let span = &self.spans[at];
         covers.clear();
         covers.extend(self.children(at).map(|child| (child.start, child.end)).chain(calls.iter().copied()));
-        covers.sort_unstable();
-        let (mut covered, mut upto) = (0, span.start);
-        for (start, end) in covers.iter() {
-            let (start, end) = ((*start).max(upto), (*end).min(span.end));
-            if end > start {
-                covered += end - start;
-                upto = end;
-            }
-        }
-        span.end.saturating_sub(span.start).saturating_sub(covered)
+        uncovered(&self.spans[at], covers)
     }
 
     /// Of each span the first one of its service's part in this request: the nearest one above that took it in.
@@ -98,6 +88,20 @@ impl<'a> Tree<'a> {
         }
         tops
     }
+}
+
+/// A span's duration less what the stretches cover of it. Puts them in order.
+pub fn uncovered(span: &SpanFact, covers: &mut [(u64, u64)]) -> u64 {
+    covers.sort_unstable();
+    let (mut covered, mut upto) = (0, span.start);
+    for (start, end) in covers.iter() {
+        let (start, end) = ((*start).max(upto), (*end).min(span.end));
+        if end > start {
+            covered += end - start;
+            upto = end;
+        }
+    }
+    span.end.saturating_sub(span.start).saturating_sub(covered)
 }
 
 #[cfg(test)]

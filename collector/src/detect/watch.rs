@@ -12,6 +12,7 @@ use firstfall_store::batch::Batch;
 use firstfall_store::change::Change;
 use firstfall_store::edge::{EdgeCell, MINUTE};
 use firstfall_store::incident::{self as noun, Diagnosis, IncidentState, Topology};
+use firstfall_store::part::PartCell;
 use firstfall_store::query::{Budget, Filter, Keep, SearchQuestion};
 use firstfall_store::rollup::WINDOW;
 use firstfall_store::{Error, Past, Reader, Signal, Tap};
@@ -178,6 +179,21 @@ impl firstfall_dashboard::Insight for Watch {
             points.entry(at).or_insert_with(|| (MINUTE, EdgeCell::default())).1.merge(&cell);
         }
         Ok(points.into_iter().map(|(at, (width, cell))| (at, width, cell)).collect())
+    }
+
+    fn parts(&self, node: &str, from: u64, to: u64) -> Result<Vec<(String, PartCell)>, Error> {
+        let waiting = |observed: &Observed| {
+            let names = &observed.names;
+            let wanted = |minute: u32| u64::from(minute) * MINUTE < to && u64::from(minute + 1) * MINUTE > from;
+            let of_node = observed.windows.parts.iter().filter(|((minute, of, _), _)| wanted(*minute) && names.node(*of).id() == node);
+            of_node.map(|((.., operation), cell)| (names.text_of(*operation).to_owned(), *cell)).collect::<Vec<_>>()
+        };
+        let (waiting, kept) = self.both(waiting, || self.reader.parts(node, from, to))?;
+        let mut parts: BTreeMap<String, PartCell> = BTreeMap::new();
+        for (operation, cell) in kept.into_iter().chain(waiting) {
+            parts.entry(operation).or_default().add(&cell);
+        }
+        Ok(parts.into_iter().collect())
     }
 
     fn changes(&self, from: u64, to: u64) -> Vec<Change> {
@@ -528,8 +544,11 @@ impl Watcher {
         }
         self.edges_until = until;
         self.shared.moving.fetch_add(1, Ordering::AcqRel);
-        let minutes = lock(&self.shared.observed).take_edges(until);
-        if let Err(error) = self.reader.keep_edges(&minutes, until) {
+        let (minutes, parts) = {
+            let mut observed = lock(&self.shared.observed);
+            (observed.take_edges(until), observed.take_parts(until))
+        };
+        if let Err(error) = self.reader.keep_joined(&minutes, &parts, until) {
             tracing::warn!(%error, "edges cannot be kept; the map has a gap");
         }
         self.shared.moving.fetch_add(1, Ordering::AcqRel);

@@ -4,6 +4,7 @@
 use super::facts::{Measure, PointFact, Refusal};
 use super::names::{NodeId, TextId};
 use firstfall_store::edge::{EdgeCell, MINUTE};
+use firstfall_store::part::PartCell;
 use firstfall_store::rollup::WINDOW;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
@@ -183,7 +184,7 @@ const SUBJECTS_MAX: usize = 300_000;
 const METRICS_MAX: usize = 100_000;
 /// Processes that count into one series at the same time.
 const COUNTERS_MAX: usize = 256;
-/// Edges of minutes that wait to be kept: three minutes of ten thousand, and room for what comes late.
+/// Edges, and parts, of minutes that wait to be kept: three minutes of ten thousand, and room for what comes late.
 const EDGES_MAX: usize = 50_000;
 /// How far ahead of the rest a call may end and be on the map.
 const EDGES_AHEAD: u64 = 10 * MINUTE;
@@ -203,6 +204,8 @@ pub struct Windows {
     pub left_out: u64,
     /// Calls by the minute in which they ended, until they are kept.
     pub edges: HashMap<(u32, NodeId, NodeId), EdgeCell>,
+    /// Requests by the minute in which they ended and the operation that took them in, until they are kept.
+    pub parts: HashMap<(u32, NodeId, TextId), PartCell>,
     /// Up to when traces are settled.
     pub now: u64,
     /// Edges of earlier minutes were kept before a restart; what history tells of them again is not counted twice.
@@ -240,9 +243,30 @@ impl Windows {
         }
     }
 
+    /// Notes what a node did of a request.
+    pub fn add_part(&mut self, node: NodeId, operation: TextId, time: u64, part: &PartCell) {
+        let Some(minute) = self.minute_of(time) else { return };
+        let key = (minute, node, operation);
+        if self.parts.len() >= EDGES_MAX && !self.parts.contains_key(&key) {
+            self.left_out += 1;
+            return;
+        }
+        self.parts.entry(key).or_default().add(part);
+    }
+
     fn edge_at(&mut self, from: NodeId, to: NodeId, time: u64) -> Option<&mut EdgeCell> {
-        let key = ((time / MINUTE) as u32, from, to);
-        if key.0 < self.edges_from {
+        let key = (self.minute_of(time)?, from, to);
+        if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
+            self.left_out += 1;
+            return None;
+        }
+        Some(self.edges.entry(key).or_default())
+    }
+
+    /// The minute to which something is counted that is to be kept, if it is to.
+    fn minute_of(&mut self, time: u64) -> Option<u32> {
+        let minute = (time / MINUTE) as u32;
+        if minute < self.edges_from {
             return None;
         }
         // A clock that is hours ahead must not fill the room with minutes that are long to come.
@@ -250,11 +274,7 @@ impl Windows {
             self.left_out += 1;
             return None;
         }
-        if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
-            self.left_out += 1;
-            return None;
-        }
-        Some(self.edges.entry(key).or_default())
+        Some(minute)
     }
 
     pub fn add(&mut self, subject: Subject, time: u64, cell: &Cell) {

@@ -9,6 +9,7 @@ use crate::incident::clamp;
 use crate::meta::Meta;
 use crate::node::{Node, NodeKind};
 use crate::pack::Cursor;
+use crate::part::{self, PartRow};
 use crate::partition::lock;
 use crate::{Error, Nanos, Reader, Service};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -29,7 +30,7 @@ INSERT INTO kept VALUES (0);
 ";
 
 pub const MINUTE: Nanos = 60 * 1_000_000_000;
-const HOUR: Nanos = 60 * MINUTE;
+pub(crate) const HOUR: Nanos = 60 * MINUTE;
 /// Minutes are kept apart for so long (two days).
 const FINE_FOR: Nanos = 48 * HOUR;
 /// Hours that are put together at one time, so that the writer of new minutes does not wait long.
@@ -107,10 +108,10 @@ impl CellSum {
 }
 
 pub(crate) fn open(path: &Path) -> Result<Meta, Error> {
-    Meta::open_with(path, &[SCHEMA])
+    Meta::open_with(path, &[SCHEMA, part::SCHEMA])
 }
 
-fn node_id(connection: &Connection, node: &Node) -> rusqlite::Result<i64> {
+pub(crate) fn node_id(connection: &Connection, node: &Node) -> rusqlite::Result<i64> {
     let Service { name, namespace, environment } = &node.service;
     let key = params![node.kind.name(), environment, namespace, name];
     let known = connection
@@ -173,8 +174,8 @@ fn cell(row: &Row<'_>, first: usize) -> rusqlite::Result<EdgeCell> {
 const CELL: &str = "attempts, errors, retries, sum_ns, unexplained_ns, estimated, durations";
 
 impl Reader {
-    /// Keeps minutes of edges; what was complete by `until` (event time) will not be kept again after a restart.
-    pub fn keep_edges(&self, minutes: &[EdgeRow], until: Nanos) -> Result<(), Error> {
+    /// Keeps minutes of edges and parts; what was complete by `until` (event time) will not be kept again after a restart.
+    pub fn keep_joined(&self, minutes: &[EdgeRow], parts: &[PartRow], until: Nanos) -> Result<(), Error> {
         let Some(edges) = &self.shared.edges else { return Ok(()) };
         edges.with(|connection| {
             let transaction = connection.unchecked_transaction()?;
@@ -186,6 +187,9 @@ impl Reader {
                     }
                 }
                 insert(&transaction, minute.start, minute.width, ids[&minute.caller], ids[&minute.callee], &minute.cell)?;
+            }
+            for row in parts {
+                part::insert(&transaction, row)?;
             }
             transaction.execute("UPDATE kept SET until = max(until, ?1)", [clamp(until)])?;
             transaction.commit()
@@ -269,7 +273,10 @@ impl Reader {
     pub fn tidy_edges(&self, now: Nanos) -> Result<usize, Error> {
         let Some(edges) = &self.shared.edges else { return Ok(0) };
         let oldest = now.saturating_sub(lock(&self.shared.retention).rollups.as_nanos() as Nanos);
-        let mut gone = edges.with(|connection| connection.execute("DELETE FROM edges WHERE start < ?1", [clamp(oldest)]))?;
+        let mut gone = edges.with(|connection| {
+            let edges = connection.execute("DELETE FROM edges WHERE start < ?1", [clamp(oldest)])?;
+            Ok(edges + connection.execute("DELETE FROM parts WHERE start < ?1", [clamp(oldest)])?)
+        })?;
         let fine = now.saturating_sub(FINE_FOR) / HOUR * HOUR;
         // The writer of new minutes, and pages, come in between.
         for _ in 0..HOURS_AT_ONCE {
@@ -285,7 +292,10 @@ impl Reader {
 /// Puts the minutes of the oldest hour before `fine` together; how many rows went, or `None` when there is no such hour.
 fn coarsen_an_hour(connection: &Connection, fine: Nanos) -> rusqlite::Result<Option<usize>> {
     let first: Option<i64> = connection
-        .prepare_cached("SELECT min(start) FROM edges WHERE width = ?1 AND start < ?2")?
+        .prepare_cached(
+            "SELECT min(start) FROM (SELECT start, width FROM edges WHERE start < ?2 UNION ALL SELECT start, width FROM parts WHERE start < ?2)
+             WHERE width = ?1",
+        )?
         .query_row(params![clamp(MINUTE), clamp(fine)], |row| row.get(0))?;
     let Some(first) = first else { return Ok(None) };
     let hour = first as u64 / HOUR * HOUR;
@@ -300,7 +310,7 @@ fn coarsen_an_hour(connection: &Connection, fine: Nanos) -> rusqlite::Result<Opt
             sums.entry((row.get(0)?, row.get(1)?)).or_default().add(&cell(row, 2)?);
         }
     }
-    let gone = transaction.execute("DELETE FROM edges WHERE start >= ?1 AND start < ?2", range)?;
+    let gone = transaction.execute("DELETE FROM edges WHERE start >= ?1 AND start < ?2", range)? + part::coarsen(&transaction, hour)?;
     for ((caller, callee), sum) in sums {
         insert(&transaction, hour, HOUR, caller, callee, &sum.finish())?;
     }
@@ -339,9 +349,9 @@ mod tests {
         let reader = store.reader();
         let start = 1_700_000_000 * 1_000_000_000 / HOUR * HOUR;
         let minutes: Vec<EdgeRow> = (0..180).map(|n| minute(start + n * MINUTE, 1_000_000 + n * 1000, n % 7 == 0)).collect();
-        reader.keep_edges(&minutes, start + 180 * MINUTE).expect("kept");
+        reader.keep_joined(&minutes, &[], start + 180 * MINUTE).expect("kept");
         // One minute again: what came late.
-        reader.keep_edges(&minutes[5..6], start).expect("kept");
+        reader.keep_joined(&minutes[5..6], &[], start).expect("kept");
         assert_eq!(reader.edges_kept_until().expect("known"), start + 180 * MINUTE, "it never goes back");
         let before = reader.edges(start, start + 3 * HOUR).expect("edges");
         assert_eq!(before.len(), 1);

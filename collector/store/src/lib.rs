@@ -22,6 +22,7 @@ mod journal;
 mod meta;
 pub mod node;
 pub mod pack;
+pub mod part;
 pub mod partition;
 mod past;
 pub mod query;

@@ -11,6 +11,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use firstfall_store::incident::{TopologyEdge, TopologyNode};
 use firstfall_store::node::{Node, NodeKind};
+use firstfall_store::part::PartCell;
 use firstfall_store::query::{ServiceQuestion, ServiceSummary};
 use firstfall_store::sql::span_kind;
 use firstfall_store::{Error, Reader, Service};
@@ -117,6 +118,26 @@ fn service_json(judged: &Judged, range: &Range) -> Json {
     })
 }
 
+/// What a service did by itself of its requests, by operation. Traces are joined some seconds after their spans are counted, and not all of them when there is
+/// much to do: how many were is said beside it.
+pub async fn parts_of(app: &App, service: &Service, range: Range) -> Result<HashMap<String, PartCell>, ApiError> {
+    let insight = app.insight.clone();
+    let node = Node { kind: NodeKind::Service, service: service.clone() }.id();
+    let to = if range.live { range.to.saturating_add(60_000_000_000) } else { range.to };
+    Ok(ask(app, move |_, _| insight.parts(&node, range.from, to)).await?.into_iter().collect())
+}
+
+/// Whether spans of a kind are requests of their service, or work within it, and not its calls.
+pub fn is_work(kind: u8) -> bool {
+    !matches!(span_kind(kind), "client" | "producer")
+}
+
+fn part_json(part: &PartCell) -> Json {
+    let mean_ms = |ns: u64| ns as f64 / 1e6 / part.requests.max(1) as f64;
+    json!({"requests": part.requests, "errors": part.failed, "own_errors": part.own_errors, "absorbed_errors": part.absorbed,
+        "mean_ms": mean_ms(part.sum_ns), "own_time_ms": mean_ms(part.own_ns), "exact": !part.estimated})
+}
+
 pub async fn list(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
     let range = query.range()?;
     let services = judged(&app, query.services(&range), range).await?;
@@ -149,6 +170,7 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
             .collect()
     };
     let operations = ask(&app, move |reader, budget| reader.operations(&exact, budget)).await?;
+    let parts = parts_of(&app, &identity, range).await?;
     let operations: Vec<Json> = operations
         .iter()
         .map(|operation| {
@@ -158,6 +180,7 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
                 "requests": operation.cell.calls,
                 "errors": operation.cell.errors,
                 "latency_ms": latency(&operation.cell.histogram),
+                "joined": parts.get(&operation.name).filter(|_| is_work(operation.kind)).map(part_json),
             })
         })
         .collect();

@@ -3,7 +3,7 @@
 use super::{Frame, LogRow, Page, TraceRow, draw, log_rows, trace_rows};
 use crate::App;
 use crate::api::incidents::topology_of;
-use crate::api::services::judged;
+use crate::api::services::{is_work, judged, parts_of};
 use crate::ask::{Query, ask, encode};
 use crate::draw::{Line, lines, number};
 use crate::error::ApiError;
@@ -11,6 +11,7 @@ use crate::times;
 use askama::Template;
 use axum::extract::{Path, State};
 use firstfall_store::incident::{TopologyEdge, TopologyNode};
+use firstfall_store::part::PartCell;
 use firstfall_store::query::{LogQuestion, SearchQuestion, ServiceQuestion};
 use firstfall_store::sql::span_kind;
 
@@ -29,6 +30,8 @@ struct ServicePage {
     points: Vec<[String; 6]>,
     operations: Vec<OperationRow>,
     operations_total: usize,
+    /// How many of the requests were joined.
+    joined: String,
     instances: Vec<[String; 3]>,
     failed: Vec<TraceRow>,
     logs: Vec<LogRow>,
@@ -74,6 +77,9 @@ struct OperationRow {
     p50: String,
     p95: String,
     p99: String,
+    /// Of its joined requests: percent that fail by themselves, percent that went well although a call failed, own time. Absent of calls.
+    own: Option<[String; 3]>,
+    begins: bool,
 }
 
 /// Operations and instances shown; the API has all.
@@ -164,6 +170,12 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
         })
         .collect();
     let requests = &summary.requests;
+    let parts = parts_of(&app, &identity, range).await?;
+    let joined = parts.values().map(|part| part.requests).sum::<u64>() as f64 / requests.calls.max(1) as f64;
+    let own = |part: &PartCell| {
+        let percent = |n: u64| format!("{:.1}", 100.0 * n as f64 / part.requests.max(1) as f64);
+        [percent(part.own_errors), percent(part.absorbed), times::span_of(part.own_ns / part.requests.max(1))]
+    };
     let operations_total = operations.len();
     let rows = operations
         .iter()
@@ -178,6 +190,8 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
             p50: ms(o.cell.histogram.quantile_ms(0.5)),
             p95: ms(o.cell.histogram.quantile_ms(0.95)),
             p99: ms(o.cell.histogram.quantile_ms(0.99)),
+            own: parts.get(&o.name).filter(|_| is_work(o.kind)).map(own),
+            begins: parts.get(&o.name).is_some_and(|part| part.own_errors > 0),
         })
         .collect();
     let mut instances: Vec<_> = summary.instances.iter().collect();
@@ -214,6 +228,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
         points,
         operations: rows,
         operations_total,
+        joined: format!("{:.0} %", 100.0 * joined.min(1.0)),
         instances,
         failed: trace_rows(&failed.traces),
         logs: log_rows(&logs.logs),
