@@ -647,5 +647,5 @@ pub fn topology(waiting: Waiting, kept: Vec<(Node, Node, EdgeCell)>) -> noun::To
         })
         .collect();
     nodes.sort_by(|a, b| a.id.cmp(&b.id));
-    noun::Topology { nodes, edges }
+    noun::Topology { nodes, edges, seconds: 0.0 }
 }

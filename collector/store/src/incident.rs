@@ -156,6 +156,9 @@ pub struct Impact {
 pub struct Topology {
     pub nodes: Vec<TopologyNode>,
     pub edges: Vec<TopologyEdge>,
+    /// How long a part of the range calls can have been seen in, in seconds.
+    #[serde(skip)]
+    pub seconds: f64,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]

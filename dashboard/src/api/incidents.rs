@@ -103,6 +103,8 @@ pub async fn topology_of(app: &App, query: &Query, range: Range) -> Result<Topol
     let to = if range.live { range.to.saturating_add(60_000_000_000) } else { range.to };
     let mut topology = ask(app, move |_, _| insight.topology(range.from, to)).await?;
     let services = judged(app, query.services(&range), range).await?;
+    let heard = services.iter().map(|judged| judged.summary.heard(range.from, range.to)).max();
+    topology.seconds = heard.map_or(range.seconds(), |ns| (ns as f64 / 1e9).max(1.0));
     let open = ask(app, move |reader, _| reader.incidents(IncidentState::Open, range.from, u64::MAX, 100)).await?;
     let mut called: HashMap<&str, (u64, u64)> = HashMap::new();
     for edge in &topology.edges {

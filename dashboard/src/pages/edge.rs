@@ -85,7 +85,7 @@ pub async fn show(State(app): State<App>, Path((caller, callee)): Path<(String, 
     let [p50, p95, p99] = edge.quantiles_ms;
     let attempts = edge.attempts as f64 / edge.calls.max(1) as f64;
     let facts = vec![
-        ("calls/s", number(edge.calls as f64 / range.seconds())),
+        ("calls/s", number(edge.calls as f64 / topology.seconds)),
         ("failed", format!("{:.2} %", 100.0 * edge.errors as f64 / edge.calls.max(1) as f64)),
         ("attempts a call", number(attempts)),
         ("p50", ms(p50)),

@@ -50,7 +50,7 @@ pub async fn show(State(app): State<App>, Path(wanted): Path<String>, query: Que
             name: other.map_or(String::new(), |n| n.name.clone()),
             href: other.map_or(String::new(), |n| node_href(n, &frame.keep)),
             edge: href(&edge.from, &edge.to, &frame.keep),
-            calls: number(edge.calls as f64 / range.seconds()),
+            calls: number(edge.calls as f64 / topology.seconds),
             errors: number(100.0 * edge.errors as f64 / edge.calls.max(1) as f64),
             attempts: number(edge.attempts as f64 / edge.calls.max(1) as f64),
             p95: edge.quantiles_ms[1].map_or("–".to_owned(), number),

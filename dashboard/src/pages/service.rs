@@ -100,7 +100,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
     let identity = chosen.summary.service.clone();
     let topology = topology_of(&app, &Query::default(), range).await?;
     let (callers, callees) = topology.around(&identity);
-    let (callers, callees) = (edge_rows(&callers, range.seconds(), &frame.keep), edge_rows(&callees, range.seconds(), &frame.keep));
+    let (callers, callees) = (edge_rows(&callers, topology.seconds, &frame.keep), edge_rows(&callees, topology.seconds, &frame.keep));
     let others = all
         .iter()
         .map(|o| {

@@ -51,12 +51,15 @@ pub struct ServiceSummary {
 }
 
 impl ServiceSummary {
-    /// So many of something in a second of the range, without the time in which nobody listened yet, over a minute at least: an hour's page says in the first
-    /// minute what goes on, and of a job that runs once an hour what it is over the hour.
+    /// How much of a range it can have been heard in: without the time in which nobody listened yet, a minute at least. An hour's page says in the first minute
+    /// what goes on, and of a job that runs once an hour what it is over the hour.
+    pub fn heard(&self, from: u64, to: u64) -> u64 {
+        to.saturating_sub(self.since.max(from)).max(MINUTE).min(to.saturating_sub(from))
+    }
+
+    /// So many of something in a second of that.
     pub fn rate(&self, count: u64, from: u64, to: u64) -> f64 {
-        let whole = to.saturating_sub(from);
-        let heard = to.saturating_sub(self.since.max(from)).max(MINUTE).min(whole);
-        count as f64 / heard.max(1) as f64 * 1e9
+        count as f64 / self.heard(from, to).max(1) as f64 * 1e9
     }
 
     pub fn versions(&self) -> Vec<String> {
