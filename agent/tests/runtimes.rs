@@ -2,11 +2,15 @@
 
 mod support;
 
-use firstfall_agent::{Agent, Telemetry, spawn, spawn_blocking, spawn_thread};
+use firstfall_agent::{Agent, SpanExt, Telemetry, spawn, spawn_blocking, spawn_thread};
 use opentelemetry::trace::TraceContextExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{Collector, Mood};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 fn start(collector: &Collector) -> (Telemetry, tracing::subscriber::DefaultGuard) {
@@ -55,9 +59,18 @@ fn many_starts_and_stops_end_and_leave_no_threads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn work_elsewhere_stays_in_its_trace() {
-    let telemetry = Agent::new("t").endpoint("http://127.0.0.1:9").init();
+    work_elsewhere(Agent::new("t")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_elsewhere_stays_in_its_trace_the_short_way_too() {
+    work_elsewhere(Agent::new("t").lean()).await;
+}
+
+async fn work_elsewhere(agent: Agent) {
+    let telemetry = agent.endpoint("http://127.0.0.1:9").init();
     fn here() -> opentelemetry::trace::TraceId {
-        tracing::Span::current().context().span().span_context().trace_id()
+        tracing::Span::current().otel_context().span().span_context().trace_id()
     }
     fn by_api() -> opentelemetry::trace::TraceId {
         opentelemetry::Context::current().span().span_context().trace_id()
@@ -66,7 +79,7 @@ async fn work_elsewhere_stays_in_its_trace() {
     for _ in 0..200 {
         all.push(tokio::spawn(async {
             let span = tracing::info_span!("root");
-            let root = span.context().span().span_context().trace_id();
+            let root = span.otel_context().span().span_context().trace_id();
             let found = tracing::Instrument::instrument(
                 async {
                     let task = spawn(async {
@@ -89,4 +102,41 @@ async fn work_elsewhere_stays_in_its_trace() {
         task.await.expect("every trace kept together");
     }
     drop(telemetry);
+}
+
+/// Is asked nothing if nobody else is against it.
+struct Asked(&'static AtomicUsize);
+
+impl Subscriber for Asked {
+    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+        Interest::always()
+    }
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::INFO)
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn the_agents_own_threads_make_no_others_be_asked_at_each_span_and_widen_no_level() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    tracing::subscriber::set_global_default(Asked(&ASKED)).expect("the first one");
+    let collector = Collector::start(Mood::Well);
+    let telemetry = Agent::new("t").endpoint(&collector.url()).without_subscriber().without_runtime_metrics().init();
+    // By then its threads have begun.
+    assert!(telemetry.flush(Duration::from_secs(20)));
+    (0..10).for_each(|_| drop(tracing::info_span!("work").entered()));
+    assert_eq!(ASKED.load(Ordering::Relaxed), 0);
+    assert_eq!(LevelFilter::current(), LevelFilter::INFO);
 }

@@ -80,7 +80,10 @@ fn a_failure_is_one_incident_with_its_origin_on_pages_and_in_the_api_and_a_kill_
     let (status, page) = server.page("/edges/service%3Aorders/service%3Apayments?from=now-20m");
     assert!(status == 200 && page.contains("Neither explains") && page.contains("attempts a call"), "{page}");
     let rate = page.split("<dt>calls/s</dt><dd>").nth(1).and_then(|rest| rest.split('<').next()?.parse::<f64>().ok());
-    assert!(rate.is_some_and(|rate| (3.5..5.1).contains(&rate)), "five a second for nine minutes, of ten in which it can have been seen: {rate:?}");
+    assert!(
+        rate.is_some_and(|rate| (3.5..5.1).contains(&rate)),
+        "five a second for nine minutes, of ten in which it can have been seen: {rate:?}"
+    );
     let (status, page) = server.page("/nodes/database%3Apostgresql%20ledger?from=now-20m");
     assert!(status == 200 && page.contains("what its callers see"), "{page}");
     assert_eq!(server.page("/edges/orders/payments?from=now-20m").0, 200, "by names");
