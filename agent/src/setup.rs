@@ -197,7 +197,8 @@ impl Telemetry {
         &self.problems
     }
 
-    /// The whole subscriber that [`init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise).
+    /// The whole subscriber that [`init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise). Under
+    /// [`lean`](Agent::lean) the spans around a line on stderr are those that are exported, with their fields as they are exported.
     pub fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
         let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok();
         let shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
@@ -258,7 +259,9 @@ impl Telemetry {
             .filter(|providers| providers.wanted[Signal::Logs as usize])
             .map(|providers| OpenTelemetryTracingBridge::new(&providers.logger).with_filter(of_interest).boxed());
         // A list: of layers put on each other directly above the registry, only the topmost is asked what level it wants.
-        [lean, to_spans, to_logs].into_iter().flatten().collect::<Vec<_>>()
+        let layers: Vec<_> = [lean, to_spans, to_logs].into_iter().flatten().collect();
+        // An empty list would say for all that nothing is wanted.
+        (!layers.is_empty()).then_some(layers)
     }
 
     /// What became of the items of a signal since the start.

@@ -192,6 +192,8 @@ fn telemetry_that_is_switched_off_costs_nothing_and_breaks_nothing() {
         .expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert_eq!(collector.requests(), 0);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("still said"), "what is for the terminal has nothing to do with it: {said}");
 }
 
 #[test]
@@ -199,6 +201,7 @@ fn telemetry_that_is_switched_off_costs_nothing_and_breaks_nothing() {
 fn as_switched_off() {
     let telemetry = Agent::new("t").init();
     spans(named("s", 0..10));
+    tracing::error!("still said");
     assert!(telemetry.account(Signal::Spans).is_none() && telemetry.flush(Duration::from_secs(1)));
     assert!(telemetry.shutdown(Duration::from_secs(1)).is_complete());
 }

@@ -47,6 +47,8 @@ fn the_terminal_shows_what_it_is_asked_for_within_the_spans_that_are_entered() {
         tracing::info!(target: "loud", "too much");
         tracing::warn!(target: "loud", "enough");
         tracing::debug!("not asked for");
+        log::info!(target: "loud", "too much by the log crate");
+        log::info!(target: "shop", "by the log crate");
         let _ = telemetry.shutdown(Duration::ZERO);
         return;
     }
@@ -57,5 +59,5 @@ fn the_terminal_shows_what_it_is_asked_for_within_the_spans_that_are_entered() {
     let said = String::from_utf8_lossy(&said.stderr);
     let lines: Vec<&str> = said.lines().filter_map(|line| line.split_once("Z ").map(|(_, rest)| rest)).collect();
     let within = r#" INFO renamed{user="o'hara\n" n=-3 share=0.5 yes=true}:inner: shop: sold left=2"#;
-    assert_eq!(lines, [within, " WARN loud: enough"], "{said}");
+    assert_eq!(lines, [within, " WARN loud: enough", " INFO shop: by the log crate"], "{said}");
 }

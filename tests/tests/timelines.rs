@@ -103,18 +103,24 @@ fn what_fails_again_in_the_same_way_is_the_same_incident_and_in_another_way_anot
 
 #[test]
 fn what_fails_with_a_new_version_after_it_was_well_is_another_incident_and_one_that_heals_is_not() {
-    let after = |fails_again: bool| {
+    let after = |new: u64, fails_again: bool| {
         run(14, false, move |s| match s {
             480..540 => Fault { payments_fails: 60, ..Fault::default() },
-            585.. => Fault { payments_new: true, payments_fails: if fails_again && s < 640 { 60 } else { 0 }, ..Fault::default() },
+            _ if s >= new => {
+                Fault { payments_new: true, payments_fails: if fails_again && s < new + 55 { 60 } else { 0 }, ..Fault::default() }
+            }
             _ => Fault::default(),
         })
     };
-    let two = after(true);
+    // Whenever it comes there is one incident until half a minute after the failure has gone, and two from then on.
+    let ids: Vec<usize> = (541..=611).step_by(7).map(|new| after(new, true).len()).collect();
+    let second = ids.iter().position(|incidents| *incidents == 2).expect("another one in the end");
+    assert!(ids[..second].iter().all(|n| *n == 1) && ids[second..].iter().all(|n| *n == 2), "{ids:?}");
+    let two = after(585, true);
     let told: Vec<(&str, Option<&str>)> = two.iter().map(|i| (i.diagnosis.origins[0].service.as_str(), i.trigger.as_deref())).collect();
     assert!(matches!(told[..], [("payments", None), ("payments", Some(trigger))] if trigger.contains("version")), "{told:?}");
     assert!(two[0].closed_at.is_some_and(|closed| closed <= two[1].opened_at));
-    assert_eq!(after(false).len(), 1);
+    assert_eq!(after(585, false).len(), 1);
     // Fixed by a new version.
     let fixed = run(14, false, |s| Fault {
         payments_fails: if (480..540).contains(&s) { 60 } else { 0 },

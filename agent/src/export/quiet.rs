@@ -6,7 +6,8 @@ use tracing::subscriber::{DefaultGuard, Interest};
 use tracing::{Event, Metadata, Subscriber};
 
 /// Says of every place in the code that it is of interest, and of no level: what all subscribers of a process say of a place is put together, and if one
-/// of them says no, the others are asked at each span whether they still want it.
+/// of them says no, the others are asked at each span whether they still want it. The price: places that everybody else would say no to for good, at a level
+/// that somebody wants, are asked each time.
 struct Quiet;
 
 /// As long as the guard lives nothing is heard of this thread.

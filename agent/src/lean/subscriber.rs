@@ -1,5 +1,6 @@
 //! The lean layer as a whole subscriber, for a service that has no layers of its own: `tracing`'s registry, which keeps for each span what other layers might
-//! want to know, takes a third of the time of a span, and is left out. The ids that `tracing` sees are the spans' own.
+//! want to know, takes a third of the time of a span, and is left out. The ids that `tracing` sees are the spans' own. A span ends with its last handle; the registry would keep
+//! it open as long as a child of it is, such as a task that goes on after its request.
 
 use super::table::Table;
 use super::{ENTERED, Lean};
@@ -12,6 +13,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_core::span::Current;
+use tracing_log::NormalizeEvent;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
@@ -83,7 +85,9 @@ impl Subscriber for Alone {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let metadata = event.metadata();
+        // A record of the `log` crate says by its fields where it comes from.
+        let of_log = event.normalized_metadata();
+        let metadata = of_log.as_ref().unwrap_or(event.metadata());
         if self.of_interest.has(metadata) {
             self.lean.event(event);
         }
@@ -154,7 +158,8 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let metadata = event.metadata();
+        let of_log = event.normalized_metadata();
+        let metadata = of_log.as_ref().unwrap_or(event.metadata());
         SystemTime.format_time(&mut out)?;
         let colour = match *metadata.level() {
             Level::ERROR => 31,

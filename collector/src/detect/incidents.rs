@@ -24,6 +24,8 @@ const BASELINE_MAX: u32 = 180;
 const POINTS_SECONDS: f64 = 600.0;
 /// Acquaintance is asked for when an incident opens, not of one that is open, whose baseline ended with its onset.
 const ACQUAINTED: usize = usize::MAX;
+/// A processor that is used less than half is not busy, however idle it was.
+const BUSY: f64 = 0.5;
 /// An incident that lasts longer than this is the new normal.
 pub const LASTING: u32 = 360;
 
@@ -65,15 +67,15 @@ impl Incident {
         window.saturating_sub(self.quiet).max(self.onset_window())
     }
 
-    /// The latest window before `window` in which it was looked at.
-    fn judged(&self, window: WindowNo) -> WindowNo {
-        self.closed_at.map_or(window.saturating_sub(1), |closed| (closed / WINDOW - 1) as WindowNo)
+    /// The latest window of its origin's sickness, when an open one was last looked at in `judged`.
+    fn sick_last(&self, judged: WindowNo) -> WindowNo {
+        self.sick_until(self.closed_at.map_or(judged, |closed| (closed / WINDOW - 1) as WindowNo))
     }
 
-    /// Whether its origin has another version since it was well for half a minute: what fails then has another cause. A version that came
-    /// sooner may be what made it well.
-    fn is_past(&self, observed: &Observed, window: WindowNo) -> bool {
-        let well = u64::from(self.sick_until(self.judged(window)) + 2) * WINDOW;
+    /// Whether its origin has another version since it was well for a window: what fails then has another cause. (A window is judged by the half minute
+    /// that ends with it.) A version that came sooner may be what made it well.
+    fn is_past(&self, observed: &Observed, judged: WindowNo, window: WindowNo) -> bool {
+        let well = u64::from(self.sick_last(judged) + 2) * WINDOW;
         let origin = self.candidates.first().map(|c| c.node);
         origin.is_some_and(|origin| observed.changes.deployed(origin, well, u64::from(window + 1) * WINDOW))
     }
@@ -117,9 +119,10 @@ impl Incidents {
         }
         let lately =
             |i: &&Incident| i.closed_at.is_none_or(|closed| closed + u64::from(rules.reopens) * WINDOW > u64::from(window) * WINDOW);
-        let (past, known): (Vec<&Incident>, Vec<&Incident>) = self.all.iter().filter(lately).partition(|i| i.is_past(observed, window));
+        let (past, known): (Vec<&Incident>, Vec<&Incident>) =
+            self.all.iter().filter(lately).partition(|i| i.is_past(observed, window, window));
         // What belongs to an incident that is past does not count once more.
-        let since = past.iter().map(|i| i.sick_until(i.judged(window)) + 1).max().unwrap_or(first);
+        let since = past.iter().map(|i| i.sick_last(window) + 1).max().unwrap_or(first);
         let stretch = |length: u32| {
             let start = window.saturating_sub(length - 1).max(since);
             (start.saturating_sub(BASELINE_MAX).max(first)..start, start..window + 1)
@@ -174,7 +177,7 @@ impl Incidents {
         }
         // It has not begun before the latest one of the same origin was over.
         let over = self.all.iter().rfind(|i| i.candidates.first().is_some_and(|c| c.node == found[0].node));
-        let over = over.map_or(0, |i| u64::from(i.sick_until(i.judged(window)) + 1) * WINDOW);
+        let over = over.map_or(0, |i| u64::from(i.sick_last(window) + 1) * WINDOW);
         let onset = onset(observed, &found[0], before, window, stood).max(over);
         let origin = observed.names.node(found[0].node).id();
         self.all.push(Incident {
@@ -226,8 +229,10 @@ impl Incidents {
     fn follow(&mut self, observed: &Observed, window: WindowNo, at: usize) -> bool {
         let rules = &observed.rules;
         let incident = &self.all[at];
-        if incident.is_past(observed, window) {
-            self.all[at].closed_at = Some(u64::from(window + 1) * WINDOW);
+        if incident.is_past(observed, window.saturating_sub(1), window) {
+            let incident = &mut self.all[at];
+            incident.quiet += 1;
+            incident.closed_at = Some(u64::from(window + 1) * WINDOW);
             return true;
         }
         let (before, begin) = (incident.baseline(), incident.onset_window());
@@ -300,8 +305,11 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
     if candidate.explained_by.is_some() {
         return None;
     }
-    // Its machine has become busy: a second witness, of another kind, for time that the node itself takes.
-    let is_busy = candidate.evidence.iter().any(|s| s.signal == Signal::Resource && s.score >= rules.sick_score);
+    // Its processor has become busy: a second witness, of another kind, for time that the node itself takes.
+    let is_busy = candidate.evidence.iter().any(|s| {
+        let cpu = s.signal == Signal::Resource && s.what.contains("cpu");
+        cpu && s.score >= rules.sick_score && s.after >= BUSY && s.n.0 >= rules.points_baseline_min
+    });
     let seconds = (after.len() as u64 * WINDOW) as f64 / 1e9;
     let requests = observed.rate(candidate.node, after);
     let counts = |s: &&Symptom| {
@@ -324,17 +332,15 @@ fn hurts(observed: &Observed, candidate: &Candidate, after: Range<WindowNo>, bas
         harm >= if by_points { rules.harmed_min / POINTS_SECONDS } else { (share * requests).max(rules.harmed_min / seconds) }
     };
     // A service that is slow is slow in each of its operations, and each has a part of its requests; the same failure shows in many signals.
-    let slow: f64 =
-        candidate.evidence.iter().filter(counts).filter(|s| matches!(s.signal, Signal::OwnTime | Signal::Wait)).map(|s| s.harm).sum();
+    let slow =
+        |signals: &[Signal]| candidate.evidence.iter().filter(counts).filter(|s| signals.contains(&s.signal)).map(|s| s.harm).sum::<f64>();
+    let is_slow = enough(slow(&[Signal::OwnTime, Signal::Wait]), rules.open_share, false)
+        || (is_busy && enough(slow(&[Signal::OwnTime]), rules.open_share_busy, false));
     let by = |shape: bool| {
         let mut evidence = candidate.evidence.iter().filter(counts).filter(|s| (s.signal == Signal::Shape) == shape);
         evidence.any(|s| enough(s.harm, rules.open_share, s.signal.is_of_points()))
     };
-    if enough(slow, if is_busy { rules.open_share_busy } else { rules.open_share }, false) || by(false) {
-        Some(Hurt::ByItself)
-    } else {
-        by(true).then_some(Hurt::ByShape)
-    }
+    if is_slow || by(false) { Some(Hurt::ByItself) } else { by(true).then_some(Hurt::ByShape) }
 }
 
 /// When it began, by the series of its strongest symptom that has one.

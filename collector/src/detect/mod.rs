@@ -183,7 +183,7 @@ impl Observed {
                 cell,
             })
             .collect();
-        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.attempts), a.caller.clone(), a.callee.clone()))
+        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.attempts), a.start, a.caller.clone(), a.callee.clone()))
     }
 
     /// The same for what nodes did of their requests.
@@ -198,7 +198,7 @@ impl Observed {
                 cell,
             })
             .collect();
-        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.requests), a.node.clone(), a.operation.clone()))
+        self.busiest(minutes, |a| (std::cmp::Reverse(a.cell.requests), a.start, a.node.clone(), a.operation.clone()))
     }
 
     /// As many rows as are kept; what is left out is counted.

@@ -4,6 +4,7 @@
 use super::changes::SETTLED_AFTER;
 use super::facts::Thinning;
 use super::incidents::Incidents;
+use super::names::NodeId;
 use super::windows::WindowNo;
 use super::{BASELINE, Observed, describe};
 use crate::alert::Outbox;
@@ -185,7 +186,9 @@ impl firstfall_dashboard::Insight for Watch {
         let waiting = |observed: &Observed| {
             let names = &observed.names;
             let wanted = |minute: u32| u64::from(minute) * MINUTE < to && u64::from(minute + 1) * MINUTE > from;
-            let of_node = observed.windows.parts.iter().filter(|((minute, of, _), _)| wanted(*minute) && names.node(*of).id() == node);
+            let mut is_it: HashMap<NodeId, bool> = HashMap::new();
+            let mut is_it = |of: NodeId| *is_it.entry(of).or_insert_with(|| names.node(of).id() == node);
+            let of_node = observed.windows.parts.iter().filter(|((minute, of, _), _)| wanted(*minute) && is_it(*of));
             of_node.map(|((.., operation), cell)| (names.text_of(*operation).to_owned(), *cell)).collect::<Vec<_>>()
         };
         let (waiting, kept) = self.both(waiting, || self.reader.parts(node, from, to))?;

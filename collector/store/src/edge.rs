@@ -291,12 +291,12 @@ impl Reader {
 
 /// Puts the minutes of the oldest hour before `fine` together; how many rows went, or `None` when there is no such hour.
 fn coarsen_an_hour(connection: &Connection, fine: Nanos) -> rusqlite::Result<Option<usize>> {
-    let first: Option<i64> = connection
-        .prepare_cached(
-            "SELECT min(start) FROM (SELECT start, width FROM edges WHERE start < ?2 UNION ALL SELECT start, width FROM parts WHERE start < ?2)
-             WHERE width = ?1",
-        )?
-        .query_row(params![clamp(MINUTE), clamp(fine)], |row| row.get(0))?;
+    // By the index of minutes, which are few: hours are kept for a year.
+    let first = |table: &str| -> rusqlite::Result<Option<i64>> {
+        let query = format!("SELECT min(start) FROM {table} WHERE width = {MINUTE} AND start < ?1");
+        connection.prepare_cached(&query)?.query_row([clamp(fine)], |row| row.get(0))
+    };
+    let first = [first("edges")?, first("parts")?].into_iter().flatten().min();
     let Some(first) = first else { return Ok(None) };
     let hour = first as u64 / HOUR * HOUR;
     let range = params![clamp(hour), clamp(hour + HOUR)];

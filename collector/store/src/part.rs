@@ -14,6 +14,8 @@ CREATE TABLE parts(start INTEGER NOT NULL, width INTEGER NOT NULL, node INTEGER 
     own_ns INTEGER NOT NULL, estimated INTEGER NOT NULL) STRICT;
 CREATE INDEX parts_by_start ON parts(start);
 CREATE INDEX parts_by_node ON parts(node, start);
+CREATE INDEX parts_minutes ON parts(start) WHERE width = 60000000000;
+CREATE INDEX edges_minutes ON edges(start) WHERE width = 60000000000;
 ";
 
 /// Requests of an operation whose traces were joined. Their number beside that of all requests says how far the rest can be trusted.
@@ -75,8 +77,9 @@ pub(crate) fn insert(connection: &Connection, row: &PartRow) -> rusqlite::Result
     Ok(())
 }
 
-/// Sums of nanoseconds as floating point where they would not fit: SQLite's `sum` of whole numbers fails then.
-const SUMS: &str = "sum(requests), sum(failed), sum(own_errors), sum(absorbed), CAST(total(sum_ns) AS INTEGER), CAST(total(own_ns) AS INTEGER), max(estimated)";
+/// As floating point, since SQLite's `sum` of whole numbers fails where they would not fit.
+const SUMS: &str = "CAST(total(requests) AS INTEGER), CAST(total(failed) AS INTEGER), CAST(total(own_errors) AS INTEGER), CAST(total(absorbed) AS INTEGER),
+    CAST(total(sum_ns) AS INTEGER), CAST(total(own_ns) AS INTEGER), max(estimated)";
 
 impl Reader {
     /// What a node did of its requests in the minutes (or hours, where the minutes are gone) that begin between two times, by operation.

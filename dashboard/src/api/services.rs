@@ -12,11 +12,11 @@ use axum::response::Response;
 use firstfall_store::incident::{TopologyEdge, TopologyNode};
 use firstfall_store::node::{Node, NodeKind};
 use firstfall_store::part::PartCell;
-use firstfall_store::query::{ServiceQuestion, ServiceSummary};
+use firstfall_store::query::{Operation, ServiceQuestion, ServiceSummary};
 use firstfall_store::sql::span_kind;
 use firstfall_store::{Error, Reader, Service};
 use serde_json::{Value as Json, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A service's health rests on the last five minutes of the range.
 const RECENT: u64 = 300 * 1_000_000_000;
@@ -127,9 +127,13 @@ pub async fn parts_of(app: &App, service: &Service, range: Range) -> Result<Hash
     Ok(ask(app, move |_, _| insight.parts(&node, range.from, to)).await?.into_iter().collect())
 }
 
-/// Whether spans of a kind are requests of their service, or work within it, and not its calls.
-pub fn is_work(kind: u8) -> bool {
-    !matches!(span_kind(kind), "client" | "producer")
+/// Whose requests these are, by name and kind: of the spans that take requests in, and of others only where none of their name does.
+pub fn has_parts(operations: &[Operation]) -> impl Fn(&Operation) -> bool + use<> {
+    let takes_in = |operation: &Operation| matches!(span_kind(operation.kind), "server" | "consumer");
+    let taken_in: HashSet<String> = operations.iter().filter(|o| takes_in(o)).map(|o| o.name.clone()).collect();
+    move |operation| {
+        takes_in(operation) || (matches!(span_kind(operation.kind), "internal" | "unspecified") && !taken_in.contains(&operation.name))
+    }
 }
 
 fn part_json(part: &PartCell) -> Json {
@@ -170,7 +174,7 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
             .collect()
     };
     let operations = ask(&app, move |reader, budget| reader.operations(&exact, budget)).await?;
-    let parts = parts_of(&app, &identity, range).await?;
+    let (parts, has_parts) = (parts_of(&app, &identity, range).await?, has_parts(&operations));
     let operations: Vec<Json> = operations
         .iter()
         .map(|operation| {
@@ -180,7 +184,7 @@ pub async fn one(State(app): State<App>, Path(name): Path<String>, query: Query)
                 "requests": operation.cell.calls,
                 "errors": operation.cell.errors,
                 "latency_ms": latency(&operation.cell.histogram),
-                "joined": parts.get(&operation.name).filter(|_| is_work(operation.kind)).map(part_json),
+                "joined": parts.get(&operation.name).filter(|_| has_parts(operation)).map(part_json),
             })
         })
         .collect();

@@ -3,7 +3,7 @@
 use super::{Frame, LogRow, Page, TraceRow, draw, log_rows, trace_rows};
 use crate::App;
 use crate::api::incidents::topology_of;
-use crate::api::services::{is_work, judged, parts_of};
+use crate::api::services::{has_parts, judged, parts_of};
 use crate::ask::{Query, ask, encode};
 use crate::draw::{Line, lines, number};
 use crate::error::ApiError;
@@ -170,7 +170,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
         })
         .collect();
     let requests = &summary.requests;
-    let parts = parts_of(&app, &identity, range).await?;
+    let (parts, has_parts) = (parts_of(&app, &identity, range).await?, has_parts(&operations));
     let joined = parts.values().map(|part| part.requests).sum::<u64>() as f64 / requests.calls.max(1) as f64;
     let own = |part: &PartCell| {
         let percent = |n: u64| format!("{:.1}", 100.0 * n as f64 / part.requests.max(1) as f64);
@@ -190,7 +190,7 @@ pub async fn show(State(app): State<App>, Path(name): Path<String>, query: Query
             p50: ms(o.cell.histogram.quantile_ms(0.5)),
             p95: ms(o.cell.histogram.quantile_ms(0.95)),
             p99: ms(o.cell.histogram.quantile_ms(0.99)),
-            own: parts.get(&o.name).filter(|_| is_work(o.kind)).map(own),
+            own: parts.get(&o.name).filter(|_| has_parts(o)).map(own),
             begins: parts.get(&o.name).is_some_and(|part| part.own_errors > 0),
         })
         .collect();
