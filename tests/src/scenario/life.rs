@@ -74,7 +74,7 @@ impl Life {
         }
         if second >= 3600 && matches!(second % 3600, 0 | 180) {
             self.services.iter().for_each(|part| world.parts[*part].busy = false);
-            world.parts[some].busy = second % 3600 == 0;
+            world.parts[some].busy = second.is_multiple_of(3600);
         }
         // Instances come and go with the load.
         if second.is_multiple_of(1800) && second > 0 {
