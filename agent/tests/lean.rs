@@ -42,7 +42,7 @@ fn a_span_ends_with_its_last_handle_wherever_that_is() {
 fn the_terminal_shows_what_it_is_asked_for_within_the_spans_that_are_entered() {
     if std::env::var("SPEAKS").is_ok() {
         let telemetry = firstfall_agent::Agent::new("t").endpoint("http://127.0.0.1:9").lean().init();
-        let outer = tracing::info_span!("outer", user = "o'hara\n", n = -3i64, share = 0.5, yes = true, otel.name = "renamed");
+        let outer = tracing::info_span!("outer", user = "o'hara\n", n = -3i64, share = 0.5, yes = true, otel.name = "renamed\u{7}");
         outer.in_scope(|| tracing::info_span!("inner").in_scope(|| tracing::info!(target: "shop", left = 2, "sold")));
         tracing::info!(target: "loud", "too much");
         tracing::warn!(target: "loud", "enough");
@@ -58,6 +58,6 @@ fn the_terminal_shows_what_it_is_asked_for_within_the_spans_that_are_entered() {
     let said = itself.output().expect("it runs once more");
     let said = String::from_utf8_lossy(&said.stderr);
     let lines: Vec<&str> = said.lines().filter_map(|line| line.split_once("Z ").map(|(_, rest)| rest)).collect();
-    let within = r#" INFO renamed{user="o'hara\n" n=-3 share=0.5 yes=true}:inner: shop: sold left=2"#;
+    let within = r#" INFO renamed\u{7}{user="o'hara\n" n=-3 share=0.5 yes=true}:inner: shop: sold left=2"#;
     assert_eq!(lines, [within, " WARN loud: enough", " INFO shop: by the log crate"], "{said}");
 }

@@ -137,7 +137,8 @@ impl WithinSpans {
         });
         for id in entered.iter().flatten() {
             let written = self.spans.with(id, |state| {
-                out.write_str(state.name())?;
+                // A name may be given by what came in.
+                write!(out, "{}", state.name().escape_debug())?;
                 let mut between = '{';
                 let mut result = Ok(());
                 wire::each_attribute(&state.attributes, |key, value| {

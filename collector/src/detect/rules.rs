@@ -17,7 +17,7 @@ pub struct Rules {
     pub open_score: f64,
     /// … and when it harms at least this part of its own requests,
     pub open_share: f64,
-    /// … or this part of its own time where its processor has become busy with it: two witnesses of different kinds are not both mistaken,
+    /// … or this part, by time of its own, where its processor has become busy with it: two witnesses of different kinds are not both mistaken,
     pub open_share_busy: f64,
     /// … and at least so many requests of the stretch,
     pub harmed_min: f64,
