@@ -85,8 +85,23 @@ fn by_node(heard: &HashMap<(NodeId, TextId), Vec<Heard>>) -> HashMap<NodeId, Vec
     for ((node, text), stretches) in heard {
         by_node.entry(*node).or_default().extend(stretches.iter().map(|heard| (*text, *heard)));
     }
-    by_node.values_mut().for_each(|list| list.sort_unstable_by_key(|(text, heard)| (heard.first, *text)));
+    by_node.values_mut().for_each(|list| in_order(list));
     by_node
+}
+
+fn in_order(heard: &mut [(TextId, Heard)]) {
+    heard.sort_unstable_by_key(|(text, heard)| (heard.first, *text));
+}
+
+/// Each version of a node that follows another one, with that, and when it was first heard.
+fn deployments(versions: &[(TextId, Heard)], known: u64) -> impl Iterator<Item = (TextId, TextId, u64)> {
+    // A service that was not there before is new, and its first version no change.
+    versions.windows(2).filter_map(move |pair| {
+        let [(older, earlier), (version, heard)] = pair else { return None };
+        // A service that was quiet for a while and speaks again has not changed.
+        let changed = older != version && heard.first > known && heard.first > earlier.first;
+        changed.then_some((*older, *version, heard.first))
+    })
 }
 
 impl Changes {
@@ -110,10 +125,16 @@ impl Changes {
 
     /// Whether a node has begun to speak with another version between two times.
     pub fn deployed(&self, node: NodeId, from: u64, to: u64) -> bool {
-        let known = self.first.unwrap_or(0).saturating_add(KNOWN_AFTER);
-        let stretches = |n: NodeId| self.versions.iter().filter(move |((of, _), _)| *of == n).flat_map(|(_, stretches)| stretches);
-        let first = stretches(node).map(|heard| heard.first).min();
-        stretches(node).any(|heard| (from..to).contains(&heard.first) && heard.first > known && Some(heard.first) != first)
+        let of_node = self.versions.iter().filter(|((of, _), _)| *of == node);
+        let mut versions: Vec<(TextId, Heard)> =
+            of_node.flat_map(|((_, version), stretches)| stretches.iter().map(|heard| (*version, *heard))).collect();
+        in_order(&mut versions);
+        deployments(&versions, self.known_after()).any(|(.., time)| (from..to).contains(&time))
+    }
+
+    /// What is heard before is no change.
+    fn known_after(&self) -> u64 {
+        self.first.unwrap_or(0).saturating_add(KNOWN_AFTER)
     }
 
     /// Forgets what ended before a time.
@@ -146,17 +167,12 @@ impl Changes {
         };
         let text = |id: TextId| names.text_of(id).to_owned();
         let instance = |id: TextId| self.instance_names.get(&id).cloned().unwrap_or_default();
-        let known = self.first.unwrap_or(0).saturating_add(KNOWN_AFTER);
+        let known = self.known_after();
         let mut deployed: HashMap<NodeId, Vec<u64>> = HashMap::new();
         for (node, versions) in by_node(&self.versions) {
-            // A service that was not there before is new, and its first version no change.
-            for pair in versions.windows(2) {
-                let [(older, earlier), (version, heard)] = pair else { continue };
-                // A service that was quiet for a while and speaks again has not changed.
-                if older != version && heard.first > known && heard.first > earlier.first {
-                    deployed.entry(node).or_default().push(heard.first);
-                    changes.push(make(node, "version", text(*older), text(*version), heard.first));
-                }
+            for (older, version, time) in deployments(&versions, known) {
+                deployed.entry(node).or_default().push(time);
+                changes.push(make(node, "version", text(older), text(version), time));
             }
         }
         for Turn { node, births, deaths, count } in self.turns(known, now) {
