@@ -1,4 +1,4 @@
-//! Context between processes: W3C Trace Context to the letter, W3C Baggage, and B3 coming in.
+//! Context between processes: W3C Trace Context (level 2, as OpenTelemetry asks) to the letter, W3C Baggage, and B3 coming in.
 //!
 //! `traceparent` that breaks a rule begins a new trace, and its `tracestate` is not looked at; a `tracestate` that breaks one is left out, and the
 //! trace goes on. Several `tracestate` headers are one list, in their order.
@@ -15,6 +15,7 @@ const TRACESTATE: &str = "tracestate";
 const BAGGAGE: &str = "baggage";
 /// More members than this make the list invalid.
 const MEMBERS_MAX: usize = 32;
+const KEY_MAX: usize = 256;
 /// Sampled, and: the trace id is random (level 2). Other flags are not known, and not passed on.
 const FLAGS_KNOWN: u8 = 0x03;
 
@@ -55,10 +56,8 @@ impl TextMapPropagator for Propagation {
                 let flags = span.trace_flags().to_u8() & FLAGS_KNOWN;
                 injector.set(TRACEPARENT, written(span.trace_id(), span.span_id(), flags));
                 let mut state = span.trace_state().header();
-                if let Some(Members { trace, text }) = context.get::<Members>()
-                    && *trace == span.trace_id()
-                {
-                    state = if state.is_empty() { text.clone() } else { format!("{state},{text}") };
+                if let Some(came) = context.get::<Members>().filter(|came| came.trace == span.trace_id()) {
+                    state = came.with(&state);
                 }
                 if !state.is_empty() {
                     injector.set(TRACESTATE, state);
@@ -91,12 +90,36 @@ impl TextMapPropagator for Propagation {
     }
 }
 
-/// Members of a `tracestate` that are as the specification has them, and that `TraceState` does not take: it allows the part of a key behind the `@` thirteen
-/// characters, where the specification has fourteen. They go on beside it, whole.
+/// A `tracestate` as it came, with members that are as the specification has them and that `TraceState` does not take: it knows an `@` in a key by the rules of
+/// level 1 only. The others are in the span's state, where samplers find them.
 #[derive(Debug)]
 struct Members {
     trace: TraceId,
     text: String,
+}
+
+/// The members of a list that is known to be sound.
+fn pairs(list: &str) -> impl Iterator<Item = (&str, &str)> {
+    list.split(',').filter_map(|member| member.split_once('='))
+}
+
+fn is_taken(member: (&str, &str)) -> bool {
+    TraceState::from_key_value([member]).is_ok()
+}
+
+impl Members {
+    /// The whole list, with what has become of those that the span's state knows: what was changed stands first, as the specification asks, and what was left out is
+    /// gone.
+    fn with(&self, state: &str) -> String {
+        let came = || pairs(&self.text);
+        let changed = pairs(state).filter(|member| !came().any(|other| other == *member));
+        let rest = came().filter(|member| !is_taken(*member) || pairs(state).any(|other| other == *member));
+        joined(changed.chain(rest).take(MEMBERS_MAX))
+    }
+}
+
+fn joined<'a>(members: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    members.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 fn parent(extractor: &dyn Extractor) -> Option<(SpanContext, Option<Members>)> {
@@ -105,10 +128,13 @@ fn parent(extractor: &dyn Extractor) -> Option<(SpanContext, Option<Members>)> {
     let [value] = found[..] else { return None };
     let (trace, span, flags) = traceparent(value.trim_matches([' ', '\t']))?;
     let members = tracestate(&extractor.get_all(TRACESTATE).unwrap_or_default()).unwrap_or_default();
-    let text = || members.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-    let (state, beside) = match TraceState::from_key_value(members.iter().copied()) {
+    let all = || members.iter().copied();
+    let (state, beside) = match TraceState::from_key_value(all()) {
         Ok(state) => (state, None),
-        Err(_) => (TraceState::NONE, Some(Members { trace, text: text() })),
+        Err(_) => {
+            let taken = TraceState::from_key_value(all().filter(|member| is_taken(*member))).unwrap_or_default();
+            (taken, Some(Members { trace, text: joined(all()) }))
+        }
     };
     Some((SpanContext::new(trace, span, flags, true, state), beside))
 }
@@ -170,15 +196,9 @@ fn tracestate<'a>(headers: &[&'a str]) -> Option<Vec<(&'a str, &'a str)>> {
 }
 
 fn is_key(key: &str) -> bool {
-    let simple = |name: &str, length: usize, digit_first: bool| {
-        let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || (digit_first && b.is_ascii_digit()));
-        let rest = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'*' | b'/'));
-        first && rest && name.len() <= length
-    };
-    match key.split_once('@') {
-        Some((tenant, system)) => simple(tenant, 241, true) && simple(system, 14, false),
-        None => simple(key, 256, true),
-    }
+    let first = key.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let rest = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-' | b'*' | b'/' | b'@');
+    first && key.bytes().all(rest) && key.len() <= KEY_MAX
 }
 
 fn is_value(value: &str) -> bool {
@@ -207,20 +227,21 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
+/// The names that every request has, or is asked for: they are not read anew each time.
+const NAMES: [http::HeaderName; 4] = [
+    http::HeaderName::from_static(TRACEPARENT),
+    http::HeaderName::from_static(TRACESTATE),
+    http::HeaderName::from_static(BAGGAGE),
+    http::HeaderName::from_static("b3"),
+];
+
 /// Reads headers, all values of a name.
 #[cfg(any(feature = "axum", test))]
 pub(crate) struct Headers<'a>(pub &'a http::HeaderMap);
 
 #[cfg(any(feature = "axum", test))]
 impl Headers<'_> {
-    /// The names that every request is asked for are not read anew each time.
     fn all(&self, key: &str) -> http::header::GetAll<'_, http::HeaderValue> {
-        const NAMES: [http::HeaderName; 4] = [
-            http::HeaderName::from_static(TRACEPARENT),
-            http::HeaderName::from_static(TRACESTATE),
-            http::HeaderName::from_static(BAGGAGE),
-            http::HeaderName::from_static("b3"),
-        ];
         match NAMES.iter().find(|name| name.as_str() == key) {
             Some(name) => self.0.get_all(name),
             None => self.0.get_all(key),
@@ -249,7 +270,8 @@ pub(crate) struct HeadersMut<'a>(pub &'a mut http::HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(key.as_bytes()), http::HeaderValue::try_from(value)) {
+        let known = NAMES.iter().find(|name| name.as_str() == key).cloned();
+        if let (Some(name), Ok(value)) = (known.or_else(|| key.parse().ok()), http::HeaderValue::try_from(value)) {
             self.0.insert(name, value);
         }
     }
@@ -299,21 +321,35 @@ mod tests {
         for bad in [
             PARENT.replacen("00", "ff", 1),
             PARENT.replacen("00", "0", 1),
+            PARENT.replacen("00", "000", 1),
             PARENT.replacen("00", ".0", 1),
+            PARENT.replacen("00", "0.", 1),
             format!("{PARENT}-00"),
             format!("{PARENT}."),
             format!("{}.what", PARENT.replacen("00", "cc", 1)),
             PARENT.replacen("12345678901234567890123456789012", "00000000000000000000000000000000", 1),
             PARENT.replacen("12345678901234567890123456789012", "1234567890123456789012345678901A", 1),
+            PARENT.replacen("12345678901234567890123456789012", ".2345678901234567890123456789012", 1),
+            PARENT.replacen("12345678901234567890123456789012", "1234567890123456789012345678901", 1),
+            PARENT.replacen("12345678901234567890123456789012", "123456789012345678901234567890123", 1),
             PARENT.replacen("-1234567890123456-", "-0000000000000000-", 1),
             PARENT.replacen("-1234567890123456-", "-123456789012345-", 1),
+            PARENT.replacen("-1234567890123456-", "-12345678901234567-", 1),
+            PARENT.replacen("-1234567890123456-", "-123456789012345.-", 1),
             PARENT.replacen("-01", "-1", 1),
+            PARENT.replacen("-01", "-001", 1),
             PARENT.replacen("-01", "-.0", 1),
+            PARENT.replacen("-01", "-0.", 1),
             String::new(),
         ] {
             assert!(extract(&[("traceparent", &bad)]).is_none(), "{bad}");
         }
         assert!(extract(&[("traceparent", PARENT), ("traceparent", PARENT)]).is_none(), "two of them");
+        let other = PARENT.replacen("1234567890123456-", "1234567890123457-", 1);
+        assert!(extract(&[("traceparent", PARENT), ("traceparent", &other)]).is_none(), "two of them");
+        for near in ["trace-parent", "trace.parent"] {
+            assert!(extract(&[(near, PARENT)]).is_none(), "{near}");
+        }
         assert!(extract(&[("tracestate", "foo=1")]).is_none());
     }
 
@@ -321,29 +357,68 @@ mod tests {
     fn a_tracestate_is_one_list_and_is_left_out_when_it_breaks_a_rule() {
         assert_eq!(state(&["foo=1,bar=2", "rojo=1,congo=2", "baz=3"]), "foo=1,bar=2,rojo=1,congo=2,baz=3");
         assert_eq!(state(&["", "foo=1 \t , \t bar=2, \t baz=3", ",,"]), "foo=1,bar=2,baz=3");
+        assert_eq!(state(&["foo=1,foo=1", "foo=2"]), "foo=1,foo=1,foo=2", "whose key it is must say which one counts");
+        let all = format!("{}=1", ('a'..='z').chain('0'..='9').chain("_-*/@".chars()).collect::<String>());
+        let printable: String = (' '..='~').filter(|c| !matches!(c, ',' | '=')).collect();
+        for good in ["0a=1", "foo@=1,bar=2", "foo@@bar=1,bar=2", "foo@bar@baz=1,bar=2", "foo@1=1", &all, &format!("foo={printable}")] {
+            assert_eq!(state(&[good]), good);
+        }
         let long = |key: usize, vendor: usize| format!("{}@{}=1", "t".repeat(key), "v".repeat(vendor));
-        assert_eq!(state(&[&long(241, 14)]), long(241, 14));
+        for good in [long(241, 14), long(242, 1), long(1, 15), format!("{}=1", "z".repeat(256))] {
+            assert_eq!(state(&["foo=1", &good]), format!("foo=1,{good}"));
+        }
         for bad in [
             "foo",
             "foo=",
             "foo =1",
             "FOO=1",
             "foo.bar=1",
-            "foo@=1,bar=2",
             "@foo=1,bar=2",
-            "foo@@bar=1,bar=2",
-            "foo@bar@baz=1,bar=2",
+            "_foo=1",
             "foo=bar=baz",
-            &long(242, 1),
             &long(241, 15),
             &format!("{}=1", "z".repeat(257)),
             &format!("foo={}", "v".repeat(257)),
         ] {
-            assert_eq!(state(&[bad]), "", "{bad}");
+            assert_eq!(state(&["bar=0", bad]), "", "{bad}");
         }
         let many = |n: usize| (0..n).map(|n| format!("k{n}={n}")).collect::<Vec<_>>().join(",");
         assert_eq!(state(&[&many(32)]), many(32));
         assert_eq!(state(&[&many(33)]), "");
+        assert_eq!(state(&[&many(20), &many(13)]), "", "of all headers together");
+    }
+
+    #[test]
+    fn what_opentelemetrys_type_does_not_take_goes_on_beside_what_was_changed() {
+        let came = extracted(&[("traceparent", PARENT), ("tracestate", "a=1,t@@v=2,ot=th:8,b=3")]);
+        let span = came.span().span_context().clone();
+        assert_eq!(span.trace_state().get("ot"), Some("th:8"), "samplers see it");
+        let sent = |state: TraceState| {
+            let span = SpanContext::new(span.trace_id(), SpanId::from(9), span.trace_flags(), false, state);
+            let mut out = HeaderMap::new();
+            Propagation::new(&[Propagator::TraceContext]).inject_context(&came.with_remote_span_context(span), &mut HeadersMut(&mut out));
+            out["tracestate"].to_str().expect("text").to_owned()
+        };
+        assert_eq!(sent(span.trace_state().clone()), "a=1,t@@v=2,ot=th:8,b=3");
+        assert_eq!(sent(span.trace_state().insert("ot", "th:c").expect("valid")), "ot=th:c,a=1,t@@v=2,b=3");
+        assert_eq!(sent(span.trace_state().delete("ot").expect("valid")), "a=1,t@@v=2,b=3");
+        let full = format!("t@@v=1,{}", (1..32).map(|n| format!("k{n}={n}")).collect::<Vec<_>>().join(","));
+        let came = extracted(&[("traceparent", PARENT), ("tracestate", &full)]);
+        let members = came.get::<Members>().expect("some are not taken");
+        let changed = members.with("ot=th:c,k1=1,k2=2");
+        assert_eq!(changed, "ot=th:c,t@@v=1,k1=1,k2=2");
+        let more = members.with(&format!("ot=th:c,{}", &full["t@@v=1,".len()..]));
+        assert!(more.starts_with("ot=th:c,t@@v=1,k1=1") && more.split(',').count() == 32 && !more.contains("k31"));
+    }
+
+    #[test]
+    fn known_flags_go_on() {
+        for (came, goes) in [("00", "00"), ("01", "01"), ("02", "02"), ("03", "03"), ("ff", "03")] {
+            let context = extracted(&[("traceparent", &PARENT.replacen("-01", &format!("-{came}"), 1))]);
+            let mut out = HeaderMap::new();
+            Propagation::new(&[Propagator::TraceContext]).inject_context(&context, &mut HeadersMut(&mut out));
+            assert_eq!(out["traceparent"], PARENT.replacen("-01", &format!("-{goes}"), 1).as_str());
+        }
     }
 
     #[test]

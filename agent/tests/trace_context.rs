@@ -41,7 +41,16 @@ async fn through_a_service_with(agent: Agent) {
             async move { client.post(&end).send().await.map(drop).map_err(|error| error.to_string()) }
         }
     };
-    let service = serve(Router::new().route("/", get(call)).layer(ServerLayer::new())).await;
+    let thrice = {
+        let call = call.clone();
+        move || async move {
+            for _ in 0..3 {
+                call().await?;
+            }
+            Ok::<(), String>(())
+        }
+    };
+    let service = serve(Router::new().route("/", get(call)).route("/thrice", get(thrice)).layer(ServerLayer::new())).await;
     let plain = reqwest::Client::builder().no_proxy().build().expect("a client");
     // Header lines in, and what of them goes on: the trace's id, and the state.
     let ask = async |lines: &[(&str, &str)]| {
@@ -79,6 +88,16 @@ async fn through_a_service_with(agent: Agent) {
         lines.push(("tracestate", "foo=1"));
         let (out, state) = ask(&lines).await;
         assert!(out.len() == 55 && !out.contains(TRACE) && state.is_empty(), "{broken:?}: {out} {state}");
+    }
+    // Several calls are one trace, each of them a span of its own.
+    for (came, goes_on) in [(parent.as_str(), true), ("", false)] {
+        plain.get(format!("{service}/thrice")).header("traceparent", came).send().await.expect("an answer");
+        let sent: Vec<String> =
+            seen.lock().expect("whole").drain(..).map(|h| h["traceparent"].to_str().expect("text").to_owned()).collect();
+        let parts =
+            |range: std::ops::Range<usize>| sent.iter().map(|parent| &parent[range.clone()]).collect::<std::collections::HashSet<_>>();
+        assert_eq!((sent.len(), parts(3..35).len(), parts(36..52).len()), (3, 1, 3), "{sent:?}");
+        assert_eq!(parts(3..35).contains(TRACE), goes_on, "{sent:?}");
     }
     // Two requests without a trace are two traces.
     assert_ne!(ask(&[]).await.0[3..35], ask(&[]).await.0[3..35]);
