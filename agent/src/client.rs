@@ -5,7 +5,7 @@ use crate::body::Watched;
 use crate::call::{self, Answer, Call, Instruments, Side, Target, is_grpc, rpc_names};
 use crate::lean::SpanExt;
 use crate::propagate::HeadersMut;
-use crate::within::Within;
+use crate::within::{OWN_TARGET, Within};
 use http::{Method, Request, Response, Uri};
 use http_body::Body;
 use opentelemetry::global;
@@ -50,12 +50,13 @@ struct Called<'a> {
     grpc_path: Option<&'a str>,
 }
 
-fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http::HeaderMap) -> Call {
+/// The trace is not in the request's headers yet: see [`carry_on`].
+fn begin(instruments: &Arc<Instruments>, called: &Called<'_>) -> Call {
     let method = call::Method::of(called.method);
     let rpc = called.grpc_path.map(rpc_names);
     let name = rpc.map_or_else(|| Cow::Borrowed(method.shown()), |(service, method)| Cow::Owned(format!("{service}/{method}")));
     let span = tracing::info_span!(
-        target: "firstfall_agent",
+        target: OWN_TARGET,
         "http.client",
         "otel.kind" = "client",
         "otel.name" = &*name,
@@ -76,7 +77,6 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http
     if let Some(attempt) = crate::resilience::attempt().filter(|attempt| *attempt > 0) {
         span.record("http.request.resend_count", i64::from(attempt));
     }
-    global::get_text_map_propagator(|p| p.inject_context(&span.otel_context(), &mut HeadersMut(headers)));
     let target = Target {
         method,
         scheme: None,
@@ -86,6 +86,10 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>, headers: &mut http
         rpc: rpc.map(|(service, method)| (service.to_owned(), method.to_owned())),
     };
     Call::begin(instruments, target, span)
+}
+
+fn carry_on(call: &Call, headers: &mut http::HeaderMap) {
+    global::get_text_map_propagator(|p| p.inject_context(&call.span.otel_context(), &mut HeadersMut(headers)));
 }
 
 /// Wraps a `reqwest::Client`: `client.get(url).send().await` is a CLIENT span that carries the trace on.
@@ -132,9 +136,8 @@ impl Client {
             port: url.port_or_known_default(),
             grpc_path: None,
         };
-        let mut headers = http::HeaderMap::new();
-        let call = begin(&self.instruments, &called, &mut headers);
-        request.headers_mut().extend(headers);
+        let call = begin(&self.instruments, &called);
+        carry_on(&call, request.headers_mut());
         let (result, mut call) = Within::new(self.inner.execute(request), call, None).await;
         match &result {
             Ok(response) => call.answered(response.status().as_u16(), response.headers()),
@@ -266,7 +269,8 @@ where
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let grpc = is_grpc(request.headers());
         let called = Called { method: &method, url: &url, host: &host, port, grpc_path: grpc.then_some(path.as_str()) };
-        let call = begin(&self.instruments, &called, request.headers_mut());
+        let call = begin(&self.instruments, &called);
+        carry_on(&call, request.headers_mut());
         let answer = call.span.in_scope(|| self.inner.call(request));
         Answer::new(Within::new(answer, call, None), method == Method::HEAD, "request_error")
     }

@@ -1,6 +1,7 @@
 //! Calls to databases as CLIENT spans and `db.client.operation.duration`, by the semantic conventions.
 
 use crate::operation::Operation;
+use crate::within::OWN_TARGET;
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
 use std::fmt::Display;
@@ -84,7 +85,7 @@ impl<'a> Query<'a> {
             None => self.operation.to_owned(),
         };
         let span = tracing::info_span!(
-            target: "firstfall_agent",
+            target: OWN_TARGET,
             "db.client",
             "otel.kind" = "client",
             "otel.name" = name,

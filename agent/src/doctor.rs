@@ -80,7 +80,7 @@ impl Agent {
             (Signal::Metrics, "a data point", points(&resource)),
         ] {
             let address = shown(&settings.addresses[signal as usize]);
-            let problem = match sender.send(signal, &body, LIMIT) {
+            let problem = match sender.send(signal, &body, LIMIT, true) {
                 Outcome::Done { rejected: 0 } => None,
                 Outcome::Done { .. } => {
                     Some("the collector took the request and rejected what is in it; its log or /settings page says why".to_owned())

@@ -2,6 +2,7 @@
 
 use crate::lean::SpanExt;
 use crate::operation::Operation;
+use crate::within::OWN_TARGET;
 use opentelemetry::metrics::Histogram;
 use opentelemetry::propagation::{Extractor, Injector};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -73,7 +74,7 @@ impl Queue {
     pub fn sending(&self, headers: &mut dyn Injector) -> Sending {
         let what = &self.what;
         let span = tracing::info_span!(
-            target: "firstfall_agent",
+            target: OWN_TARGET,
             "messaging.send",
             "otel.kind" = "producer",
             "otel.name" = format!("send {}", what.destination),
@@ -180,7 +181,7 @@ impl<'a> Message<'a> {
         // Known to the span from its first moment, so that it is sampled as its sender was.
         let around = parent.unwrap_or_default().attach();
         let span = tracing::info_span!(
-            target: "firstfall_agent",
+            target: OWN_TARGET,
             parent: None::<tracing::Id>,
             "messaging.process",
             "otel.kind" = "consumer",

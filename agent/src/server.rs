@@ -5,16 +5,16 @@
 use crate::body::Watched;
 use crate::call::{Answer, Call, Instruments, Method, Side, Target, is_grpc, rpc_names};
 use crate::propagate::Headers;
-use crate::within::Within;
+use crate::within::{OWN_TARGET, Within};
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body;
 use opentelemetry::baggage::BaggageExt;
-use opentelemetry::global;
+use opentelemetry::{Context, global};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{self, Poll};
 use tower::{Layer, Service};
 use tracing::field::Empty;
 
@@ -77,7 +77,7 @@ where
     type Error = S::Error;
     type Future = Answer<S::Future>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
@@ -102,10 +102,11 @@ where
             (None, Some(route)) => [method.shown(), " ", route].iter().for_each(|part| name.push_str(part)),
             (None, None) => name.push_str(method.shown()),
         }
+        let has_baggage = !parent.baggage().is_empty();
         // Known to the span from its first moment, so that it is sampled as its caller was.
-        let attached = parent.clone().attach();
+        let attached = parent.attach();
         let span = tracing::info_span!(
-            target: "firstfall_agent",
+            target: OWN_TARGET,
             "http.server",
             "otel.kind" = "server",
             "otel.name" = name,
@@ -131,15 +132,15 @@ where
         if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
             span.record("client.address", peer.ip().to_string());
         }
+        // Around it the caller's context, so that trace and baggage go on where nothing of this service is exported.
+        let around = (span.is_disabled() || has_baggage).then(Context::current);
         drop(attached);
         let rpc = rpc.map(|(service, method)| (service.to_owned(), method.to_owned()));
         let target = Target { method, scheme: Some(scheme), version: Some(version), place: route, port: None, rpc };
-        // Around it the caller's context, so that trace and baggage go on where nothing of this service is exported.
-        let around = (span.is_disabled() || !parent.baggage().is_empty()).then_some(parent);
         let call = Call::begin(&self.layer.instruments, target, span);
         let head_only = request.method() == http::Method::HEAD;
         // Inside the span, so that what a handler logs before its first await belongs to it too.
-        let attached = around.clone().map(opentelemetry::Context::attach);
+        let attached = around.clone().map(Context::attach);
         let answer = call.span.in_scope(|| self.inner.call(request));
         drop(attached);
         Answer::new(Within::new(answer, call, around), head_only, "service_error")

@@ -8,6 +8,7 @@ use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
 use crate::sampling::Sampling;
 use crate::settings::{LONGEST, Settings};
+use crate::within::OWN_TARGET;
 use crate::{panics, resource, runtime, wire};
 use opentelemetry::global;
 use opentelemetry::trace::TracerProvider;
@@ -372,7 +373,7 @@ pub(crate) struct OfInterest {
 impl OfInterest {
     pub fn has(self, metadata: &Metadata<'_>) -> bool {
         // The spans of the layers carry the trace on, whatever else is wanted.
-        metadata.target() == "firstfall_agent" && self.level > LevelFilter::OFF
+        metadata.target() == OWN_TARGET && self.level > LevelFilter::OFF
             || *metadata.level() <= self.level && of_the_service(metadata.target())
     }
 

@@ -7,6 +7,9 @@ use std::pin::Pin;
 use std::task::{self, Poll, ready};
 use tracing::Span;
 
+/// Of the spans of the agent's own layers. They are calls, and carry the trace on, whatever else is wanted.
+pub(crate) const OWN_TARGET: &str = "firstfall_agent";
+
 pub(crate) trait HasSpan {
     fn span(&self) -> &Span;
 }

@@ -216,9 +216,17 @@ impl Exporter {
     }
 }
 
+struct Job {
+    signal: Signal,
+    body: Arc<Vec<u8>>,
+    limit: Duration,
+    /// Somebody waits for it, or much else does.
+    hurry: bool,
+}
+
 /// Carries one request at a time to the collector, on a thread of its own.
 struct Courier {
-    give: SyncSender<(Signal, Arc<Vec<u8>>, Duration)>,
+    give: SyncSender<Job>,
     take: Receiver<Outcome>,
 }
 
@@ -230,14 +238,16 @@ const FOR_THE_SPOOL: f64 = 0.2;
 impl Courier {
     fn start(settings: &Settings, shared: Arc<Shared>) -> std::io::Result<Courier> {
         let sender = Sender::new(settings);
-        let (give, jobs) = sync_channel::<(Signal, Arc<Vec<u8>>, Duration)>(1);
+        let (give, jobs) = sync_channel::<Job>(1);
         let (done, take) = sync_channel(1);
         std::thread::Builder::new().name("firstfall-send".to_owned()).spawn(move || {
             step_back();
             let _no_spans_of_our_own = quiet::silence();
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
-            while let Ok((signal, body, limit)) = jobs.recv() {
-                let outcome = sender.send(signal, &body, limit);
+            while let Ok(Job { signal, body, limit, hurry }) = jobs.recv() {
+                let outcome = sender.send(signal, &body, limit, hurry);
+                // Not kept until the next one comes.
+                drop(body);
                 shared.note_cpu(1);
                 if done.send(outcome).is_err() {
                     return;
@@ -429,7 +439,8 @@ impl Worker {
                     }
                 },
             };
-            let Some(outcome) = self.carry(signal, body, limit) else { return };
+            let hurry = until.is_some() || self.memory > self.shared.queue.bytes_max / 4;
+            let Some(outcome) = self.carry(Job { signal, body, limit, hurry }) else { return };
             match outcome {
                 Outcome::Done { rejected } => {
                     let rejected = rejected.min(items);
@@ -456,8 +467,8 @@ impl Worker {
     }
 
     /// Has a request carried to the collector. Nothing comes back when the end has come first.
-    fn carry(&mut self, signal: Signal, body: Arc<Vec<u8>>, limit: Duration) -> Option<Outcome> {
-        if self.given_up || self.courier.give.send((signal, body, limit)).is_err() {
+    fn carry(&mut self, job: Job) -> Option<Outcome> {
+        if self.given_up || self.courier.give.send(job).is_err() {
             self.given_up = true;
             return None;
         }

@@ -9,13 +9,37 @@ use crate::settings::Settings;
 use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::time::Duration;
 
 /// Answers are a few bytes; a hostile or broken one must not fill the memory.
 const ANSWER_MAX: u64 = 64 << 10;
+/// The head of an answer.
+const HEAD_MAX: usize = 16 << 10;
 /// A collector that says "in an hour" is asked again after this long: items wait in a bounded place.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// A request goes out in pieces of this size, with a pause after each unless somebody waits for it. Half a megabyte at once keeps a processor, and the kernel's
+/// part of another one, for half a millisecond, for which every request of the service that is under way then waits; so it is a hundred-odd megabytes a
+/// second at most, and a piece is over before anybody notices.
+const PIECE: usize = 32 << 10;
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// A body that takes its time. See [`PIECE`].
+struct Paced<'a> {
+    rest: &'a [u8],
+    begun: bool,
+}
+
+impl Read for Paced<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if std::mem::replace(&mut self.begun, true) && !self.rest.is_empty() {
+            std::thread::sleep(PAUSE);
+        }
+        let length = out.len().min(PIECE);
+        self.rest.read(&mut out[..length])
+    }
+}
 
 pub(crate) enum Outcome {
     /// Taken, but for so many items.
@@ -40,6 +64,8 @@ impl Sender {
             .max_redirects(0)
             .user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION")))
             .max_idle_connections(2)
+            .output_buffer_size(PIECE)
+            .input_buffer_size(HEAD_MAX)
             // A proxy that the environment names is meant for the service's own calls; the collector's address is given to us.
             .proxy(None)
             .build()
@@ -47,7 +73,8 @@ impl Sender {
         Sender { client, addresses: settings.addresses.clone(), headers: settings.headers.clone(), compression: settings.compression }
     }
 
-    pub fn send(&self, signal: Signal, body: &[u8], limit: Duration) -> Outcome {
+    /// With nobody who waits for it, the request goes out a piece at a time.
+    pub fn send(&self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
         let mut request = self
             .client
             .post(&self.addresses[signal as usize])
@@ -58,14 +85,24 @@ impl Sender {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let sent = match self.compression {
-            Compression::None => request.send(body),
+        let small;
+        let body = match self.compression {
+            Compression::None => body,
             Compression::Gzip => {
                 let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
                 match encoder.write_all(body).and_then(|()| encoder.finish()) {
-                    Ok(small) => request.header("content-encoding", "gzip").send(&small[..]),
+                    Ok(compressed) => small = compressed,
                     Err(error) => return Outcome::Refused(format!("cannot be compressed: {error}")),
                 }
+                request = request.header("content-encoding", "gzip");
+                &small[..]
+            }
+        };
+        let sent = match hurry || body.len() <= PIECE {
+            true => request.send(body),
+            false => {
+                let mut paced = Paced { rest: body, begun: false };
+                request.header("content-length", body.len()).send(ureq::SendBody::from_reader(&mut paced))
             }
         };
         let mut answer = match sent {

@@ -94,7 +94,15 @@ impl Lean {
     pub fn new(exporter: Exporter, sampling: Sampling, wanted: [bool; 3], others: LevelFilter) -> Lean {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let scope = InstrumentationScope::builder("firstfall-agent").build();
-        Lean { exporter, sampling, scope, wanted, spans: Arc::new(Table::new()), number: NUMBER.fetch_add(1, Ordering::Relaxed), others }
+        Lean {
+            exporter,
+            sampling,
+            scope,
+            wanted,
+            spans: Arc::new(Table::new(false)),
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
+            others,
+        }
     }
 
     fn innermost<R>(&self, look: impl FnOnce(&Above) -> R) -> Option<R> {

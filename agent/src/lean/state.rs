@@ -2,6 +2,7 @@
 
 use crate::sampling::Sampling;
 use crate::wire::{self, Item};
+use crate::within::OWN_TARGET;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use std::cell::Cell;
@@ -58,7 +59,7 @@ pub(super) struct State {
     pub status: u8,
     /// Its place in the code, and its name unless another one is given.
     pub code: &'static Metadata<'static>,
-    pub name: Option<String>,
+    name: String,
     pub status_message: Option<String>,
     /// Fields that have a value, by their index; the first 64 of them.
     pub seen: u64,
@@ -69,8 +70,7 @@ pub(super) struct State {
     pub dropped: u32,
     /// What travels with it besides: baggage and other values.
     pub around: Option<Context>,
-    /// With it as the active span, from the second time on that it is entered, as a span of a future is at every poll; only where what is around it is its
-    /// own, since what is merely current may be another's the next time.
+    /// With it as the active span: see [`State::may_keep_context`].
     context: Option<Context>,
     was_entered: bool,
     /// How many handles there are, where `tracing`'s registry does not count them.
@@ -92,7 +92,7 @@ impl State {
             kind: 0,
             status: 0,
             code,
-            name: None,
+            name: String::new(),
             status_message: None,
             seen: 0,
             by_name: false,
@@ -107,7 +107,7 @@ impl State {
     }
 
     pub fn name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.code.name())
+        if self.name.is_empty() { self.code.name() } else { &self.name }
     }
 
     /// As if it were new, but for the room that it has. Its ids and decisions stay: whoever uses it next says them anew.
@@ -118,9 +118,11 @@ impl State {
                 *buffer = Vec::new();
             }
         }
+        self.name.clear();
+        self.name.shrink_to(KEPT_BYTES_MAX);
         (self.kind, self.status, self.seen, self.dropped, self.start) = (0, 0, 0, 0, 0);
         (self.parent, self.parent_is_remote, self.was_entered, self.by_name, self.handles) = (0, false, false, false, 1);
-        (self.name, self.status_message, self.around, self.context) = (None, None, None, None);
+        (self.status_message, self.around, self.context) = (None, None, None);
         self.trace_state = TraceState::NONE;
     }
 
@@ -128,22 +130,31 @@ impl State {
         SpanContext::new(self.trace, SpanId::from(self.span), self.flags, false, self.trace_state.clone())
     }
 
-    pub fn otel_context(&self) -> Context {
-        match (&self.context, &self.around) {
-            (Some(context), _) => context.clone(),
-            (None, Some(around)) => around.with_remote_span_context(self.span_context()),
-            (None, None) => Context::map_current(|current| current.with_remote_span_context(self.span_context())),
+    fn new_context(&self) -> Context {
+        match &self.around {
+            Some(around) => around.with_remote_span_context(self.span_context()),
+            None => Context::map_current(|current| current.with_remote_span_context(self.span_context())),
         }
     }
 
-    /// The context to be attached while it is entered.
-    pub fn enter(&mut self) -> Context {
-        let context = self.otel_context();
-        if self.was_entered && self.context.is_none() && self.around.is_some() {
-            self.context = Some(context.clone());
+    /// What else is in the context is what came with the span, or what was current when somebody first asked for it. That may be another's the next time, as in a
+    /// worker's span that is entered for each message; in a call, which is one piece of work, it is not.
+    fn may_keep_context(&self) -> bool {
+        self.around.is_some() || self.code.target() == OWN_TARGET
+    }
+
+    pub fn otel_context(&mut self) -> Context {
+        if !self.may_keep_context() {
+            return self.new_context();
         }
-        self.was_entered = true;
-        context
+        let context = self.context.take().unwrap_or_else(|| self.new_context());
+        self.context.insert(context).clone()
+    }
+
+    /// The context to be attached while it is entered, as a span of a future is at every poll.
+    pub fn enter(&mut self) -> Context {
+        // Most are entered once.
+        if std::mem::replace(&mut self.was_entered, true) || self.context.is_some() { self.otel_context() } else { self.new_context() }
     }
 
     /// What else travels with it from now on. What did before is given back, to be dropped where no lock is held.
@@ -176,7 +187,9 @@ impl State {
         if self.has_room() {
             self.attributes.extend_from_slice(&later.attributes);
         }
-        self.name = later.name.take().or(self.name.take());
+        if !later.name.is_empty() {
+            std::mem::swap(&mut self.name, &mut later.name);
+        }
         self.status_message = later.status_message.take().or(self.status_message.take());
         if later.status != 0 {
             self.status = later.status;
@@ -236,7 +249,10 @@ impl State {
             }
         };
         match name {
-            "otel.name" => self.name = Some(text.to_owned()),
+            "otel.name" => {
+                self.name.clear();
+                self.name.push_str(text);
+            }
             "otel.kind" => {
                 const KINDS: [(&str, u8); 4] = [("server", 2), ("client", 3), ("producer", 4), ("consumer", 5)];
                 self.kind = KINDS.iter().find(|(kind, _)| text.eq_ignore_ascii_case(kind)).map_or(1, |(_, kind)| *kind);

@@ -1,5 +1,5 @@
 //! The lean layer as a whole subscriber, for a service that has no layers of its own: `tracing`'s registry, which keeps for each span what other layers might
-//! want to know, takes a third of the time of a span, and is left out. The ids that `tracing` sees are the spans' own. A span ends with its last handle; the registry would keep
+//! want to know, takes a third of the time of a span, and is left out. A span ends with its last handle; the registry would keep
 //! it open as long as a child of it is, such as a task that goes on after its request.
 
 use super::table::Table;
@@ -31,7 +31,8 @@ pub(crate) struct Alone {
 }
 
 impl Alone {
-    pub fn new(lean: Lean, of_interest: OfInterest, shown: EnvFilter) -> Alone {
+    pub fn new(mut lean: Lean, of_interest: OfInterest, shown: EnvFilter) -> Alone {
+        lean.spans = Arc::new(Table::new(true));
         let within = WithinSpans { spans: Arc::clone(&lean.spans), layer: lean.number };
         let terminal = tracing_subscriber::fmt().with_writer(std::io::stderr).event_format(within).with_env_filter(shown).finish();
         let shown = terminal.max_level_hint().unwrap_or(LevelFilter::TRACE);
@@ -71,7 +72,7 @@ impl Subscriber for Alone {
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
         let state = self.lean.begin(attributes);
-        let id = Id::from_u64(state.span);
+        let id = Table::id(state.span);
         self.spans().insert(&id, state);
         id
     }

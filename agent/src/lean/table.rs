@@ -2,15 +2,16 @@
 //! one look-up, and what a closed span leaves is used again.
 
 use super::state::State;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tracing::Metadata;
 use tracing::span::Id;
 
 /// Locks; as many that threads rarely meet at one.
-const SHARDS: usize = 64;
+const SHARDS: u64 = 64;
 /// What a thread keeps of closed spans for its next ones.
 const POOL: usize = 32;
 
@@ -18,6 +19,7 @@ const POOL: usize = 32;
 type Pool = Vec<Box<State>>;
 
 thread_local! {
+    static SHARD: Cell<u64> = const { Cell::new(u64::MAX) };
     static POOLED: RefCell<Pool> = const { RefCell::new(Vec::new()) };
 }
 
@@ -44,7 +46,8 @@ pub(super) fn give_back(mut state: Box<State>) {
     });
 }
 
-/// Ids of the registry are places in its memory: their lower bits differ, and a multiplication spreads them over the others.
+/// Ids of the registry are places in its memory: their lower bits differ, and a multiplication spreads them over the others; those of the table's own differ in
+/// all but the lowest.
 #[derive(Default)]
 struct Spread(u64);
 
@@ -70,16 +73,35 @@ fn spread(id: u64) -> u64 {
 #[derive(Default)]
 struct Shard(Mutex<HashMap<u64, Box<State>, BuildHasherDefault<Spread>>>);
 
-pub(super) struct Table(Box<[Shard]>);
+pub(super) struct Table {
+    shards: Box<[Shard]>,
+    /// Ids are given by [`Table::id`].
+    own_ids: bool,
+}
 
 impl Table {
-    pub fn new() -> Table {
-        Table((0..SHARDS).map(|_| Shard::default()).collect())
+    /// For ids that are its own, or the registry's.
+    pub fn new(own_ids: bool) -> Table {
+        Table { shards: (0..SHARDS).map(|_| Shard::default()).collect(), own_ids }
+    }
+
+    /// An id for a span that begins on this thread. It says in which shard it is: a thread has one of its own, as long as there are no more threads than
+    /// shards, and finds there what it has just used.
+    pub fn id(span: u64) -> Id {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let own = SHARD.try_with(|own| {
+            if own.get() == u64::MAX {
+                own.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+            }
+            own.get()
+        });
+        // Not zero: it is made of 58 random bits, and with none of them a shard's number would not do.
+        Id::from_u64((span.max(SHARDS) & !(SHARDS - 1)) | own.unwrap_or(0))
     }
 
     fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Box<State>, BuildHasherDefault<Spread>>> {
-        let shard = &self.0[(spread(id) >> 20) as usize % SHARDS];
-        shard.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let number = if self.own_ids { id } else { spread(id) >> 20 };
+        self.shards[(number % SHARDS) as usize].0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn insert(&self, id: &Id, state: Box<State>) {
