@@ -3,7 +3,8 @@
 //! processor time is the kernel's account. The generator, the called service and the collector are this process, and not counted.
 //!
 //! All variants are asked at one rate, half of what the usual one can take: at full load a slower service lets its peers fall asleep, and waking them is
-//! then charged to it.
+//! then charged to it. Where there are two processors the service has one to itself, with the agent's threads, as in a container, and the rest the other one:
+//! how the system moves the load's threads about is not the agent's doing, and was most of what one run differed from the next.
 
 use axum::Router;
 use axum::extract::State;
@@ -41,6 +42,16 @@ async fn sell(State(shop): State<Shop>) -> String {
     shop.counted.add(1, &[]);
     tracing::info!(price = 12.5, currency = "EUR", "sold {said}");
     said
+}
+
+/// Keeps this thread, and those that it starts, on a processor, counted from the last one.
+fn stay_on(processor: usize) {
+    #[cfg(target_os = "linux")]
+    if let Some(at) = std::thread::available_parallelism().ok().and_then(|all| all.get().checked_sub(processor + 1)) {
+        let mut own = rustix::thread::CpuSet::new();
+        own.set(at);
+        let _ = rustix::thread::sched_setaffinity(None, &own);
+    }
 }
 
 /// Runs until its input ends, and says its port.
@@ -175,11 +186,13 @@ fn main() {
         && mode == "serve"
     {
         let (variant, stock, collector) = (variant.clone(), format!("{peer}/stock"), collector.clone());
+        stay_on(0);
         // A thread with a name of its own, so that a profiler can tell it from the generator's.
         let name = format!("serve-{variant}");
         let thread = std::thread::Builder::new().name(name).spawn(move || serve(&variant, stock, &collector)).expect("a thread");
         return thread.join().expect("it does not panic");
     }
+    stay_on(1);
     let (peer, collector) = (peer(), peer());
     let half = {
         let usual = Service::start("usual", &peer, &collector);

@@ -16,6 +16,38 @@ pub enum Compression {
     Gzip,
 }
 
+/// How the agent speaks to the collector.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// OTLP over HTTP, usually at port 4318.
+    #[default]
+    HttpProtobuf,
+    /// OTLP over gRPC, usually at port 4317.
+    #[cfg(feature = "grpc")]
+    Grpc,
+}
+
+impl Protocol {
+    /// With the port where it is usually found.
+    pub(crate) fn told(self) -> &'static str {
+        match self {
+            Protocol::HttpProtobuf => "OTLP over HTTP (usually port 4318; 4317 is gRPC's)",
+            #[cfg(feature = "grpc")]
+            Protocol::Grpc => "OTLP over gRPC (usually port 4317; 4318 is HTTP's)",
+        }
+    }
+
+    /// Where a collector on the same machine listens.
+    pub(crate) fn endpoint(self) -> &'static str {
+        match self {
+            Protocol::HttpProtobuf => Agent::ENDPOINT,
+            #[cfg(feature = "grpc")]
+            Protocol::Grpc => "http://127.0.0.1:4317",
+        }
+    }
+}
+
 /// What the agent is told in code. `OTEL_*` variables go over it, as the specification asks.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -25,7 +57,8 @@ pub struct Agent {
     pub(crate) namespace: String,
     pub(crate) environment: String,
     pub(crate) attributes: Vec<KeyValue>,
-    pub(crate) endpoint: String,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) protocol: Protocol,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) compression: Compression,
     pub(crate) timeout: Duration,
@@ -58,7 +91,8 @@ impl Agent {
             namespace: String::new(),
             environment: String::new(),
             attributes: Vec::new(),
-            endpoint: Agent::ENDPOINT.to_owned(),
+            endpoint: None,
+            protocol: Protocol::HttpProtobuf,
             headers: Vec::new(),
             compression: Compression::None,
             timeout: Duration::from_secs(10),
@@ -105,9 +139,15 @@ impl Agent {
         self
     }
 
-    /// Base address of OTLP/HTTP, without `/v1/…`.
+    /// The collector's address: over HTTP the base, without `/v1/…`. On this machine unless told otherwise.
     pub fn endpoint(mut self, endpoint: &str) -> Agent {
-        self.endpoint = endpoint.to_owned();
+        self.endpoint = Some(endpoint.to_owned());
+        self
+    }
+
+    /// OTLP over HTTP unless told otherwise; gRPC needs the feature `grpc`.
+    pub fn protocol(mut self, protocol: Protocol) -> Agent {
+        self.protocol = protocol;
         self
     }
 

@@ -73,7 +73,7 @@ impl Agent {
         let ids = RandomIdGenerator::default();
         let (trace, span) = (ids.new_trace_id(), ids.new_span_id());
         let resource = resource::of(self);
-        let sender = Sender::new(&settings);
+        let mut sender = Sender::new(&settings);
         for (signal, what, body) in [
             (Signal::Spans, "a span", spans(&wire::resource(&resource), trace, span)),
             (Signal::Logs, "a log record", logs(&wire::resource(&resource), trace, span)),
@@ -88,9 +88,7 @@ impl Agent {
                 Outcome::Refused(why) if why.contains("401") || why.contains("403") => {
                     Some(format!("{why}: set OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN"))
                 }
-                Outcome::Refused(why) => {
-                    Some(format!("{why}: is this the address of OTLP over HTTP (usually port 4318, where 4317 is gRPC)?"))
-                }
+                Outcome::Refused(why) => Some(format!("{why}: is this the address of {}?", settings.protocols[signal as usize].told())),
                 Outcome::Later { why, .. } => Some(format!("{why}: does the collector run, and is {address} its address?")),
             };
             checks.push(Check { what: format!("{what} to {address}"), problem });

@@ -46,7 +46,7 @@ mod wire;
 mod within;
 mod work;
 
-pub use agent::{Agent, Compression};
+pub use agent::{Agent, Compression, Protocol};
 pub use body::Watched;
 pub use call::{Answer, Call};
 pub use client::{Calling, ClientLayer};

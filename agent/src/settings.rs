@@ -1,7 +1,7 @@
 //! What the agent is told by the environment: the `OTEL_*` variables of the OpenTelemetry specification, which go over what code says, and three of
 //! our own (`FIRSTFALL_AGENT_SPOOL`, `FIRSTFALL_AGENT_QUEUE_BYTES`, `FIRSTFALL_AGENT_LEVEL`). A wrong value is named, left out, and never stops the service.
 
-use crate::agent::{Agent, Compression};
+use crate::agent::{Agent, Compression, Protocol};
 use crate::sampling::Sampling;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +19,7 @@ pub(crate) struct Settings {
     pub disabled: bool,
     /// Where spans, logs and metrics go.
     pub addresses: [String; 3],
+    pub protocols: [Protocol; 3],
     /// Which of them go out at all.
     pub wanted: [bool; 3],
     pub headers: Vec<(String, String)>,
@@ -110,6 +111,20 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+#[cfg(feature = "grpc")]
+const PROTOCOLS: &str = "http/protobuf (port 4318) or grpc (port 4317)";
+#[cfg(not(feature = "grpc"))]
+const PROTOCOLS: &str = "http/protobuf (port 4318), which is all that this agent speaks without its Cargo feature `grpc`";
+
+fn protocol(name: &str) -> Option<Protocol> {
+    match name {
+        "http/protobuf" => Some(Protocol::HttpProtobuf),
+        #[cfg(feature = "grpc")]
+        "grpc" => Some(Protocol::Grpc),
+        _ => None,
+    }
+}
+
 fn sampling(name: &str, argument: Option<&str>, told: &Sampling) -> Option<Sampling> {
     let ratio = || match argument {
         None => Some(1.0),
@@ -145,20 +160,28 @@ impl Settings {
         let disabled = reader.read(&["OTEL_SDK_DISABLED"], "true or false", yes).unwrap_or(false);
         let address = |text: &str| is_address(text).then(|| text.trim_end_matches('/').to_owned());
         let told = "an address such as http://127.0.0.1:4318";
-        let mut base = agent.endpoint.trim_end_matches('/').to_owned();
-        if !is_address(&base) {
-            reader.problems.push(format!("endpoint: {base:?} is not {told}; {} is used", Agent::ENDPOINT));
-            base = Agent::ENDPOINT.to_owned();
+        let mut base = agent.endpoint.as_ref().map(|base| base.trim_end_matches('/').to_owned());
+        if let Some(wrong) = base.take_if(|base| !is_address(base)) {
+            reader.problems.push(format!("endpoint: {wrong:?} is not {told}; {} is used", agent.protocol.endpoint()));
         }
-        let base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], told, address).unwrap_or(base);
-        let mut addresses = ["traces", "logs", "metrics"].map(|signal| format!("{base}/v1/{signal}"));
+        let base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], told, address).or(base);
+        let protocol = reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], PROTOCOLS, protocol).unwrap_or(agent.protocol);
+        let mut protocols = [protocol; 3];
+        let mut addresses = [const { String::new() }; 3];
         let mut wanted = [true; 3];
         for (at, signal) in ["TRACES", "LOGS", "METRICS"].into_iter().enumerate() {
+            protocols[at] = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")], PROTOCOLS, self::protocol).unwrap_or(protocol);
             // One signal's own address is taken as it is, without /v1/… after it.
             let own = |text: &str| is_address(text).then(|| text.to_owned());
-            if let Some(own) = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")], told, own) {
-                addresses[at] = own;
-            }
+            let own = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")], told, own);
+            addresses[at] = own.unwrap_or_else(|| {
+                let base = base.as_deref().unwrap_or(protocols[at].endpoint());
+                match protocols[at] {
+                    Protocol::HttpProtobuf => format!("{base}/v1/{}", signal.to_ascii_lowercase()),
+                    #[cfg(feature = "grpc")]
+                    Protocol::Grpc => base.to_owned(),
+                }
+            });
             let exporter = |text: &str| match text {
                 "none" => Some(false),
                 "otlp" => Some(true),
@@ -169,9 +192,6 @@ impl Settings {
                 wanted[at] = export;
             }
         }
-        reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], "http/protobuf (port 4318), which is all that this agent speaks", |text| {
-            (text == "http/protobuf").then_some(())
-        });
         let pairs = "a list such as key=value,key2=value2, percent-encoded";
         let headers = reader.read(&["OTEL_EXPORTER_OTLP_HEADERS"], pairs, headers).unwrap_or_else(|| agent.headers.clone());
         let compression = reader
@@ -213,6 +233,7 @@ impl Settings {
         let settings = Settings {
             disabled,
             addresses,
+            protocols,
             wanted,
             headers,
             compression,
@@ -269,7 +290,7 @@ mod tests {
     fn a_wrong_value_is_named_and_the_rest_holds() {
         for (name, value) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "no pair"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
             ("OTEL_TRACES_SAMPLER", "sometimes"),

@@ -1,6 +1,6 @@
 //! The agent and the real collector.
 
-use firstfall_agent::{Agent, Signal};
+use firstfall_agent::{Agent, Protocol, Signal};
 use harness::server::{Server, wait_for};
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,15 @@ const RATE: u32 = 400;
 /// It is killed and comes back at the same address, without having said goodbye; the service goes on at its pace, and each span is there in the end, once.
 #[test]
 fn a_collector_that_is_killed_for_a_while_costs_no_span_and_doubles_none() {
-    for lean in [false, true] {
+    for (lean, protocol) in [(false, Protocol::HttpProtobuf), (true, Protocol::HttpProtobuf), (true, Protocol::Grpc)] {
         let directory = tempfile::tempdir().expect("a directory");
         let server = Server::start(directory.path());
-        let address = server.otlp.clone();
-        let agent = Agent::new("probe").endpoint(&format!("http://{address}")).without_runtime_metrics().without_subscriber();
+        let (flag, address) = match protocol {
+            Protocol::Grpc => ("--otlp-grpc", server.grpc.clone()),
+            _ => ("--otlp-http", server.otlp.clone()),
+        };
+        let agent = Agent::new("probe").protocol(protocol).endpoint(&format!("http://{address}"));
+        let agent = agent.without_runtime_metrics().without_subscriber();
         let telemetry = if lean { agent.lean() } else { agent }.span_delay(Duration::from_millis(100)).init();
         let mut server = Some(server);
         tracing::subscriber::with_default(telemetry.subscriber(), || {
@@ -24,7 +28,7 @@ fn a_collector_that_is_killed_for_a_while_costs_no_span_and_doubles_none() {
                     server.take().expect("it runs").kill();
                 }
                 if n == 2 * RATE {
-                    server = Some(Server::start_with(directory.path(), &["--otlp-http", &address], &[]));
+                    server = Some(Server::start_with(directory.path(), &[flag, &address], &[]));
                 }
                 std::thread::sleep((started + Duration::from_secs(1) * n / RATE).saturating_duration_since(Instant::now()));
                 drop(tracing::info_span!("probe", number = n).entered());
@@ -32,10 +36,10 @@ fn a_collector_that_is_killed_for_a_while_costs_no_span_and_doubles_none() {
         });
         let account = telemetry.shutdown(Duration::from_secs(30)).account(Signal::Spans);
         let all = u64::from(3 * RATE);
-        assert_eq!((account.accepted, account.exported, account.dropped_in_all()), (all, all, 0), "lean: {lean}");
+        assert_eq!((account.accepted, account.exported, account.dropped_in_all()), (all, all, 0), "lean: {lean}, {protocol:?}");
         let server = server.expect("it runs again");
         let rows = server.sql("SELECT count(*), count(DISTINCT span_id) FROM spans WHERE name = 'probe'");
-        assert_eq!(rows, [[all, all]], "lean: {lean}");
+        assert_eq!(rows, [[all, all]], "lean: {lean}, {protocol:?}");
     }
 }
 

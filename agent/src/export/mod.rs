@@ -13,6 +13,8 @@
 //! nowhere: they cannot trace themselves.
 
 mod counts;
+#[cfg(feature = "grpc")]
+mod grpc;
 mod queue;
 mod quiet;
 pub(crate) mod send;
@@ -244,6 +246,7 @@ impl Courier {
             step_back();
             let _no_spans_of_our_own = quiet::silence();
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
+            let mut sender = sender;
             while let Ok(Job { signal, body, limit, hurry }) = jobs.recv() {
                 let outcome = sender.send(signal, &body, limit, hurry);
                 // Not kept until the next one comes.

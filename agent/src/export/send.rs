@@ -1,10 +1,12 @@
-//! One request over OTLP/HTTP, and what its answer means.
+//! One request to the collector, over OTLP/HTTP or gRPC, and what its answer means.
 //!
-//! 2xx is done, but for what partial success says was rejected. 429, 502, 503, 504 and everything that kept an answer from coming may be tried again,
+//! Over HTTP 2xx is done, but for what partial success says was rejected. 429, 502, 503, 504 and everything that kept an answer from coming may be tried again,
 //! not before `Retry-After`; all else will never be taken (OTLP specification, "Failures").
 
 use super::Signal;
-use crate::agent::Compression;
+#[cfg(feature = "grpc")]
+use super::grpc;
+use crate::agent::{Compression, Protocol};
 use crate::settings::Settings;
 use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
@@ -13,11 +15,11 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 /// Answers are a few bytes; a hostile or broken one must not fill the memory.
-const ANSWER_MAX: u64 = 64 << 10;
+pub(super) const ANSWER_MAX: u64 = 64 << 10;
 /// The head of an answer.
 const HEAD_MAX: usize = 16 << 10;
 /// A collector that says "in an hour" is asked again after this long: items wait in a bounded place.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 /// A request goes out in pieces of this size, with a pause after each unless somebody waits for it. Half a megabyte at once keeps a processor, and the kernel's
 /// part of another one, for half a millisecond, for which every request of the service that is under way then waits; so it is a hundred-odd megabytes a
@@ -55,6 +57,9 @@ pub(crate) struct Sender {
     addresses: [String; 3],
     headers: Vec<(String, String)>,
     compression: Compression,
+    protocols: [Protocol; 3],
+    #[cfg(feature = "grpc")]
+    connections: [Option<grpc::Connection>; 3],
 }
 
 impl Sender {
@@ -70,11 +75,41 @@ impl Sender {
             .proxy(None)
             .build()
             .new_agent();
-        Sender { client, addresses: settings.addresses.clone(), headers: settings.headers.clone(), compression: settings.compression }
+        Sender {
+            client,
+            addresses: settings.addresses.clone(),
+            headers: settings.headers.clone(),
+            compression: settings.compression,
+            protocols: settings.protocols,
+            #[cfg(feature = "grpc")]
+            connections: [None, None, None],
+        }
     }
 
     /// With nobody who waits for it, the request goes out a piece at a time.
-    pub fn send(&self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
+    pub fn send(&mut self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
+        match self.protocols[signal as usize] {
+            Protocol::HttpProtobuf => self.over_http(signal, body, limit, hurry),
+            #[cfg(feature = "grpc")]
+            Protocol::Grpc => self.over_grpc(signal, body, limit),
+        }
+    }
+
+    #[cfg(feature = "grpc")]
+    fn over_grpc(&mut self, signal: Signal, body: &[u8], limit: Duration) -> Outcome {
+        // Signals that go to one address share its connection.
+        let at = self.addresses.iter().position(|address| *address == self.addresses[signal as usize]).unwrap_or(signal as usize);
+        let connection = match &mut self.connections[at] {
+            Some(connection) => connection,
+            none => match grpc::Connection::new(&self.addresses[at], &self.headers, self.compression) {
+                Ok(connection) => none.insert(connection),
+                Err(why) => return Outcome::Refused(why),
+            },
+        };
+        connection.send(signal, body, limit)
+    }
+
+    fn over_http(&self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
         let mut request = self
             .client
             .post(&self.addresses[signal as usize])
@@ -143,7 +178,7 @@ fn retry_after(value: &str) -> Option<Duration> {
 }
 
 /// `partial_success.rejected_…`, which has the same numbers in the answers to all signals.
-fn rejected(answer: &[u8]) -> u64 {
+pub(super) fn rejected(answer: &[u8]) -> u64 {
     let read = ExportMetricsServiceResponse::decode(answer).ok();
     read.and_then(|answer| answer.partial_success).map_or(0, |partial| partial.rejected_data_points.max(0) as u64)
 }
