@@ -1,6 +1,5 @@
 //! Export over gRPC beside collectors of every mood, at tonic's own server. Each test is a process of its own, as nextest runs them.
 
-#[allow(dead_code, reason = "a part of it is for other tests")]
 mod support;
 
 use firstfall_agent::{Agent, Compression, Loss, Protocol, Signal, Telemetry};
