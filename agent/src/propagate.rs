@@ -213,6 +213,8 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
     let (trace, span, sampled) = match one {
         Some(parts) => (parts.first()?.clone(), parts.get(1)?.clone(), parts.get(2).cloned().unwrap_or_default()),
         None => {
+            // Most requests have none of them.
+            extractor.get("x-b3-traceid")?;
             let get = |key| extractor.get(key).unwrap_or("").to_owned();
             let sampled = if get("x-b3-flags") == "1" { "d".to_owned() } else { get("x-b3-sampled") };
             (get("x-b3-traceid"), get("x-b3-spanid"), sampled)
@@ -228,11 +230,12 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
 }
 
 /// The names that every request has, or is asked for: they are not read anew each time.
-const NAMES: [http::HeaderName; 4] = [
+const NAMES: [http::HeaderName; 5] = [
     http::HeaderName::from_static(TRACEPARENT),
     http::HeaderName::from_static(TRACESTATE),
     http::HeaderName::from_static(BAGGAGE),
     http::HeaderName::from_static("b3"),
+    http::HeaderName::from_static("x-b3-traceid"),
 ];
 
 /// Reads headers, all values of a name.

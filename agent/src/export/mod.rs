@@ -361,9 +361,19 @@ impl Worker {
             let heads: Vec<Vec<u8>> = all.iter().map(|items| wire::scope(&items.scope)).collect();
             let mut parts: Vec<(&[u8], &[u8])> = Vec::new();
             let (mut bytes, mut count) = (0, 0);
-            let chunks = all.iter().zip(&heads).flat_map(|(items, head)| items.chunks.iter().map(move |chunk| (chunk, head)));
+            let chunks = all
+                .iter()
+                .zip(&heads)
+                .flat_map(|(items, head)| items.chunks.iter().map(move |chunk| (chunk, head)))
+                .filter(|(chunk, _)| chunk.count > 0);
             for (chunk, head) in chunks {
-                let mut rest = &chunk[..];
+                // Most fit as they are, and are not looked into.
+                if chunk.bytes.len() <= REQUEST_BYTES.saturating_sub(bytes) {
+                    parts.push((head, &chunk.bytes));
+                    (bytes, count) = (bytes + chunk.bytes.len(), count + chunk.count);
+                    continue;
+                }
+                let mut rest = &chunk.bytes[..];
                 while !rest.is_empty() {
                     let room = REQUEST_BYTES.saturating_sub(bytes);
                     if !parts.is_empty() && wire::whole_items(rest, 0).0 > room {

@@ -25,14 +25,23 @@ const GRANT: usize = 8 << 10;
 /// The items of one scope, side by side, in chunks of whole ones: what comes never moves what is there.
 pub(crate) struct Items {
     pub scope: InstrumentationScope,
-    pub chunks: Vec<Vec<u8>>,
+    pub chunks: Vec<Chunk>,
+}
+
+#[derive(Default)]
+pub(crate) struct Chunk {
+    pub bytes: Vec<u8>,
     pub count: u64,
 }
 
 #[cfg(test)]
 impl Items {
     fn bytes(&self) -> usize {
-        self.chunks.iter().map(Vec::len).sum()
+        self.chunks.iter().map(|chunk| chunk.bytes.len()).sum()
+    }
+
+    fn count(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.count).sum()
     }
 }
 
@@ -40,47 +49,53 @@ impl Items {
 struct Waiting {
     items: Items,
     /// The last ones.
-    stage: Vec<u8>,
+    stage: Chunk,
 }
 
 impl Waiting {
     fn new(scope: &InstrumentationScope) -> Waiting {
-        Waiting { items: Items { scope: scope.clone(), chunks: Vec::new(), count: 0 }, stage: Vec::new() }
+        Waiting { items: Items { scope: scope.clone(), chunks: Vec::new() }, stage: Chunk::default() }
     }
 
     /// Returns its length.
     fn put(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> usize {
-        let before = self.stage.len();
-        encode(&mut self.stage);
-        let added = self.stage.len() - before;
-        self.items.count += 1;
-        if self.stage.len() + ROOM > STAGE {
+        let before = self.stage.bytes.len();
+        encode(&mut self.stage.bytes);
+        let added = self.stage.bytes.len() - before;
+        self.stage.count += 1;
+        if self.stage.bytes.len() + ROOM > STAGE {
             self.clear_stage();
         }
         added
     }
 
     fn clear_stage(&mut self) {
-        let chunks = &mut self.items.chunks;
-        if self.stage.len() > STAGE {
+        let (chunks, length) = (&mut self.items.chunks, self.stage.bytes.len());
+        if length > STAGE {
             // Larger than usual, and so are perhaps not the next ones.
             return chunks.push(std::mem::take(&mut self.stage));
         }
-        if chunks.last().is_none_or(|last| last.len() + self.stage.len() > last.capacity()) {
+        if chunks.last().is_none_or(|last| last.bytes.len() + length > last.bytes.capacity()) {
             // The first one may be all that ever comes at a time.
-            let room = if chunks.is_empty() { self.stage.len() } else { CHUNK };
-            chunks.push(Vec::with_capacity(room));
+            let room = if chunks.is_empty() { length } else { CHUNK };
+            chunks.push(Chunk { bytes: Vec::with_capacity(room), count: 0 });
         }
-        chunks.last_mut().expect("there is one now").extend_from_slice(&self.stage);
-        self.stage.clear();
+        let last = chunks.last_mut().expect("there is one now");
+        last.bytes.extend_from_slice(&self.stage.bytes);
+        last.count += std::mem::take(&mut self.stage.count);
+        self.stage.bytes.clear();
     }
 
-    fn take(&mut self) -> Items {
+    /// What there is, unless there is nothing.
+    fn take(&mut self) -> Option<Items> {
         self.clear_stage();
+        let bytes: usize = self.items.chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+        if bytes == 0 {
+            return None;
+        }
         // As much room again as was needed, so that it does not grow anew each time; nothing like a burst's, which would stay.
-        let room = self.items.chunks.iter().map(Vec::len).sum::<usize>().min(CHUNK);
-        let chunks = std::mem::replace(&mut self.items.chunks, vec![Vec::with_capacity(room)]);
-        Items { scope: self.items.scope.clone(), chunks, count: std::mem::take(&mut self.items.count) }
+        let room = Chunk { bytes: Vec::with_capacity(bytes.min(CHUNK)), count: 0 };
+        Some(Items { scope: self.items.scope.clone(), chunks: std::mem::replace(&mut self.items.chunks, vec![room]) })
     }
 }
 
@@ -178,13 +193,9 @@ impl Queue {
         for place in &self.places {
             let mut place = place.0.lock().unwrap_or_else(PoisonError::into_inner);
             self.bytes.fetch_sub(std::mem::take(&mut place.granted), Ordering::Relaxed);
-            for waiting in place.scopes[signal as usize].iter_mut().filter(|waiting| waiting.items.count > 0) {
-                let items = waiting.take();
+            for items in place.scopes[signal as usize].iter_mut().filter_map(Waiting::take) {
                 match all.iter_mut().find(|all| same(&all.scope, &items.scope)) {
-                    Some(all) => {
-                        all.chunks.extend(items.chunks);
-                        all.count += items.count;
-                    }
+                    Some(all) => all.chunks.extend(items.chunks),
                     None => all.push(items),
                 }
             }
@@ -220,7 +231,7 @@ mod tests {
         }
         assert_eq!((queue.accepted(Signal::Spans), counts.of(Signal::Spans).dropped_in_all()), (100, 90));
         let taken = queue.take(Signal::Spans);
-        assert_eq!(taken.iter().map(|items| items.count).sum::<u64>(), 10);
+        assert_eq!(taken.iter().map(Items::count).sum::<u64>(), 10);
         queue.free(1000);
         assert_eq!(queue.bytes.load(Ordering::Relaxed), 0);
         queue.push(Signal::Spans, &scope, &counts, |out| out.push(1));
@@ -244,6 +255,6 @@ mod tests {
         let taken = queue.take(Signal::Logs);
         assert_eq!(taken.iter().map(Items::bytes).sum::<usize>(), 4000);
         assert_eq!(queue.bytes.load(Ordering::Relaxed), 4000);
-        assert!(taken.iter().all(|items| items.count == 1000), "each thread has its own scope here");
+        assert!(taken.iter().all(|items| items.count() == 1000), "each thread has its own scope here");
     }
 }

@@ -24,7 +24,7 @@ pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// A request goes out in pieces of this size, with a pause after each unless somebody waits for it. Half a megabyte at once keeps a processor, and the kernel's
 /// part of another one, for half a millisecond, for which every request of the service that is under way then waits; so it is a hundred-odd megabytes a
 /// second at most, and a piece is over before anybody notices.
-const PIECE: usize = 32 << 10;
+const PIECE: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// A body that takes its time. See [`PIECE`].
@@ -110,13 +110,18 @@ impl Sender {
     }
 
     fn over_http(&self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
-        let mut request = self
-            .client
-            .post(&self.addresses[signal as usize])
-            .config()
-            .timeout_global(Some(limit))
-            .build()
-            .header("content-type", "application/x-protobuf");
+        let address = &self.addresses[signal as usize];
+        let (config, limit) = (self.client.post(address).config(), Some(limit));
+        // A limit over all of it makes ureq start a thread for each request, which looks up the name: most of what a request costs. A number needs none, and has
+        // limits on its parts.
+        let config = match is_a_number(address) {
+            true => {
+                let sent = config.timeout_connect(limit).timeout_send_request(limit).timeout_send_body(limit);
+                sent.timeout_recv_response(limit).timeout_recv_body(limit)
+            }
+            false => config.timeout_global(limit),
+        };
+        let mut request = config.build().header("content-type", "application/x-protobuf");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -166,6 +171,13 @@ impl Sender {
             _ => Outcome::Refused(format!("HTTP {status}")),
         }
     }
+}
+
+/// Whether an address has an IP address for its host.
+fn is_a_number(address: &str) -> bool {
+    let uri: Option<http::Uri> = address.parse().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).map(|host| host.trim_matches(['[', ']']));
+    host.is_some_and(|host| host.parse::<std::net::IpAddr>().is_ok())
 }
 
 /// Seconds, or a date (RFC 9110).
