@@ -8,7 +8,7 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::{any, get};
+use axum::routing::get;
 use firstfall_agent::{Agent, Client, ServerLayer};
 use opentelemetry::metrics::Counter;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -80,8 +80,7 @@ fn serve(variant: &str, peer: String, collector: &str) {
     });
 }
 
-/// Answers everything, on a thread of its own: one is the service that is called, another one the collector, which in life are not the same either. With one
-/// thread for both, requests would wait for what the other is doing with half a megabyte of spans.
+/// The service that is called.
 fn peer() -> String {
     let (say, hear) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -89,11 +88,51 @@ fn peer() -> String {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
             say.send(format!("http://{}", listener.local_addr().expect("bound"))).expect("somebody waits");
-            let app = Router::new().route("/stock", get(|| async { "a book" })).fallback(any(|_: axum::body::Bytes| async { "" }));
-            axum::serve(listener, app).await
+            axum::serve(listener, Router::new().route("/stock", get(|| async { "a book" }))).await
         })
     });
     hear.recv().expect("it starts")
+}
+
+/// Takes requests and throws them away, behind everybody else on its processor: in life it has one of its own, and a service's request does not wait for what it does with
+/// half a megabyte of spans.
+fn collector() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || take_requests(stream));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn take_requests(mut stream: TcpStream) -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(19);
+    let mut reader = BufReader::with_capacity(64 << 10, stream.try_clone()?);
+    loop {
+        let length = read_head(&mut reader)?;
+        std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink())?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")?;
+    }
+}
+
+/// The head of a request or an answer; how long its body is.
+fn read_head(reader: &mut impl BufRead) -> std::io::Result<u64> {
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if line.trim().is_empty() {
+            return Ok(length);
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
 }
 
 /// Processor seconds of the service's threads, and of those that export.
@@ -133,18 +172,8 @@ fn ask(address: &str, requests: u32, rate: Option<f64>) -> Vec<Duration> {
             let started = if now < due || pause.is_zero() { Instant::now() } else { due };
             due += pause;
             stream.write_all(b"GET /sell/books HTTP/1.1\r\nhost: shop\r\n\r\n")?;
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                reader.read_line(&mut line)?;
-                if line.trim().is_empty() {
-                    break;
-                }
-                if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap_or(0);
-                }
-            }
-            reader.read_exact(&mut vec![0; length])?;
+            let length = read_head(&mut reader)?;
+            reader.read_exact(&mut vec![0; length as usize])?;
             times.push(started.elapsed());
         }
         Ok(times)
@@ -193,7 +222,7 @@ fn main() {
         return thread.join().expect("it does not panic");
     }
     stay_on(1);
-    let (peer, collector) = (peer(), peer());
+    let (peer, collector) = (peer(), collector());
     let half = {
         let usual = Service::start("usual", &peer, &collector);
         ask(&usual.address, WARM, None);
