@@ -5,7 +5,7 @@ use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
-use firstfall_agent::{Agent, Client, ServerLayer};
+use firstfall_agent::{Agent, Client, ServerLayer, shutdown_signal};
 use opentelemetry::{Array, Value, global};
 use std::collections::HashMap;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -14,7 +14,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Built beside the collector, reqwest has TLS without a provider of its own; a service of yours does not need this line.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // These four lines are the whole set-up.
+    // This line, and those with Client, ServerLayer and shutdown_signal, are all that the agent asks for.
     let _telemetry = Agent::new("rust-app").version(env!("CARGO_PKG_VERSION")).environment("examples").init();
     let client = Client::new(reqwest::Client::new());
     let routes = Router::new().route("/hello/{name}", get(hello)).route("/ask", get(ask)).route("/fail", get(fail));
@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let port = std::env::var("PORT").unwrap_or_else(|_| "8080".to_owned());
     let listener = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
-    axum::serve(listener, app).with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) }).await?;
+    axum::serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
     Ok(())
 }
 

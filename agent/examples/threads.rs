@@ -1,10 +1,11 @@
-//! A program without any runtime: plain threads, spans, logs, a counter. `cargo run -p firstfall-agent --example threads`.
+//! A program without any runtime: plain threads, spans, logs, a counter. `cargo run -p firstfall-agent --example threads`, then
+//! look at the service `threads`.
 
-use firstfall_agent::{agent, spawn_thread};
+use firstfall_agent::{Agent, spawn_thread};
 use opentelemetry::{KeyValue, global};
 
 fn main() {
-    let _telemetry = agent!().init();
+    let _telemetry = Agent::new("threads").init();
     let counted = global::meter("threads").u64_counter("numbers").with_unit("{number}").build();
     let _whole = tracing::info_span!("whole").entered();
     let parts: Vec<_> = (0..4u64)

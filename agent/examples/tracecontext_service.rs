@@ -6,20 +6,20 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
-use firstfall_agent::{Client, ServerLayer, agent};
+use firstfall_agent::{Agent, Client, ServerLayer, shutdown_signal};
 use serde_json::Value;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:5000".to_owned());
-    let _telemetry = agent!().init();
+    let _telemetry = Agent::new("tracecontext-service").init();
     // Built beside the collector, reqwest has TLS without a provider of its own; a service of yours does not need this line.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::new(reqwest::Client::builder().no_proxy().build()?);
     let app = Router::new().route("/test", post(test)).layer(ServerLayer::new()).with_state(client);
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("listening {}", listener.local_addr()?);
-    axum::serve(listener, app).with_graceful_shutdown(async { drop(tokio::signal::ctrl_c().await) }).await?;
+    axum::serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
     Ok(())
 }
 

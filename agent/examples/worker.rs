@@ -1,13 +1,14 @@
-//! A worker that takes jobs from a channel, each in the trace of whoever sent it: `cargo run -p firstfall-agent --example worker`.
+//! A worker that takes jobs from a channel, each in the trace of whoever sent it: `cargo run -p firstfall-agent --example worker`, then look at the
+//! service `worker`.
 
 use firstfall_agent::resilience::{Retry, Timeout};
-use firstfall_agent::{Carried, agent, spawn};
+use firstfall_agent::{Agent, Carried, spawn};
 use std::time::Duration;
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let _telemetry = agent!().init();
+    let _telemetry = Agent::new("worker").init();
     let (send, mut jobs) = tokio::sync::mpsc::channel::<Carried<u32>>(16);
     let bill = tower::service_fn(|job: u32| async move {
         tokio::time::sleep(Duration::from_millis(u64::from(job))).await;

@@ -13,6 +13,7 @@ pub enum Compression {
     /// The specification's default, and the least work for the service.
     #[default]
     None,
+    /// At its fastest level.
     Gzip,
 }
 
@@ -50,6 +51,7 @@ impl Protocol {
 
 /// What the agent is told in code. `OTEL_*` variables go over it, as the specification asks.
 #[derive(Clone, Debug)]
+#[must_use = "nothing is set up before init()"]
 #[non_exhaustive]
 pub struct Agent {
     pub(crate) service: String,
@@ -157,30 +159,31 @@ impl Agent {
         self
     }
 
+    /// None unless told otherwise.
     pub fn compression(mut self, compression: Compression) -> Agent {
         self.compression = compression;
         self
     }
 
-    /// Longest time of one request to the collector; ten seconds.
+    /// Longest time of one request to the collector, from a millisecond to a day; ten seconds.
     pub fn timeout(mut self, timeout: Duration) -> Agent {
         self.timeout = timeout;
         self
     }
 
-    /// Longest time that spans and logs wait for others before they are sent; a second.
+    /// Longest time that spans and logs wait for others before they are sent, from ten milliseconds to a day; a second.
     pub fn span_delay(mut self, delay: Duration) -> Agent {
         self.span_delay = delay;
         self
     }
 
-    /// Time between two exports of metrics; fifteen seconds.
+    /// Time between two exports of metrics, from a tenth of a second to a day; fifteen seconds.
     pub fn metric_interval(mut self, interval: Duration) -> Agent {
         self.metric_interval = interval;
         self
     }
 
-    /// Bytes of encoded items that wait in memory at most, 8 MiB; what comes beyond is dropped and counted.
+    /// Bytes of encoded items that wait in memory at most, 8 MiB and never below 64 KiB; what comes beyond is dropped and counted.
     pub fn queue_bytes(mut self, bytes: usize) -> Agent {
         self.queue_bytes = bytes;
         self

@@ -23,6 +23,13 @@ pin_project! {
     }
 }
 
+/// One that nobody watches, as layers of tower-http make of an answer of their own.
+impl<B: Default, W> Default for Watched<B, W> {
+    fn default() -> Self {
+        Watched { inner: B::default(), watch: None }
+    }
+}
+
 impl<B: Body, W: Watch> Watched<B, W> {
     /// `whole`: nothing of it will be read, as in the answer to HEAD.
     pub(crate) fn new(inner: B, watch: W, whole: bool) -> Watched<B, W> {

@@ -1,12 +1,13 @@
 //! What server and client layers share: names, metrics, and the measurement of one call from its head to its last byte.
 
 use crate::body::{Watch, Watched};
+use crate::late::{Late, late, meter, seconds};
 use crate::series::Series;
 use crate::within::{HasSpan, Within};
 use http::{HeaderMap, Response};
 use http_body::Body;
-use opentelemetry::metrics::{BoundUpDownCounter, Histogram, UpDownCounter};
-use opentelemetry::{KeyValue, global};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{BoundUpDownCounter, UpDownCounter};
 use pin_project_lite::pin_project;
 use std::borrow::Cow;
 use std::future::Future;
@@ -18,10 +19,6 @@ use tracing::Span;
 
 /// Upper ends of the latency buckets in seconds, as the HTTP conventions advise.
 const BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-
-fn duration_histogram(name: &'static str) -> Histogram<f64> {
-    global::meter("firstfall-agent").f64_histogram(name).with_unit("s").with_boundaries(BUCKETS.to_vec()).build()
-}
 
 const UNIMPLEMENTED: i64 = 12;
 
@@ -35,19 +32,23 @@ pub(crate) enum Side {
 #[derive(Debug)]
 pub(crate) struct Instruments {
     pub side: Side,
-    http: Series,
-    rpc: Series,
-    active: Option<Active>,
+    http: Late<Series>,
+    rpc: Late<Series>,
+    active: Option<Late<Active>>,
 }
 
 impl Instruments {
     pub fn new(side: Side) -> Arc<Instruments> {
         let server = side == Side::Server;
+        let series = |name| {
+            let histogram = seconds(name, &BUCKETS);
+            late(move || Series::new(histogram.clone()))
+        };
         Arc::new(Instruments {
             side,
-            http: Series::new(duration_histogram(if server { "http.server.request.duration" } else { "http.client.request.duration" })),
-            rpc: Series::new(duration_histogram(if server { "rpc.server.call.duration" } else { "rpc.client.call.duration" })),
-            active: server.then(Active::new),
+            http: series(if server { "http.server.request.duration" } else { "http.client.request.duration" }),
+            rpc: series(if server { "rpc.server.call.duration" } else { "rpc.client.call.duration" }),
+            active: server.then(|| late(Active::new)),
         })
     }
 }
@@ -61,7 +62,7 @@ struct Active {
 
 impl Active {
     fn new() -> Active {
-        let counter = global::meter("firstfall-agent").i64_up_down_counter("http.server.active_requests").with_unit("{request}").build();
+        let counter = meter().i64_up_down_counter("http.server.active_requests").with_unit("{request}").build();
         Active { counter, bound: Default::default() }
     }
 

@@ -45,6 +45,7 @@ struct Called<'a> {
     method: &'a Method,
     /// Without a password.
     url: &'a str,
+    /// Empty where it is not known: a channel of tonic's puts it into a request further on.
     host: &'a str,
     port: Option<u16>,
     grpc_path: Option<&'a str>,
@@ -64,8 +65,8 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>) -> Call {
         "otel.status_description" = Empty,
         "http.request.method" = method.attribute(),
         "http.request.resend_count" = Empty,
-        "url.full" = called.url,
-        "server.address" = called.host,
+        "url.full" = Some(called.url).filter(|_| !called.host.is_empty()),
+        "server.address" = Some(called.host).filter(|host| !host.is_empty()),
         "server.port" = called.port.map(i64::from),
         "rpc.system" = rpc.map(|_| "grpc"),
         "rpc.service" = rpc.map(|(service, _)| service),
@@ -81,7 +82,7 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>) -> Call {
         method,
         scheme: None,
         version: None,
-        place: Some(called.host.to_owned()),
+        place: Some(called.host).filter(|host| !host.is_empty()).map(str::to_owned),
         port: called.port,
         rpc: rpc.map(|(service, method)| (service.to_owned(), method.to_owned())),
     };
@@ -102,23 +103,50 @@ pub struct Client {
 
 #[cfg(feature = "reqwest")]
 impl Client {
+    /// Around a client with whatever it is set to: time limits, proxies, certificates.
     pub fn new(inner: reqwest::Client) -> Client {
         Client { inner, instruments: Instruments::new(Side::Client) }
     }
 
-    pub fn get(&self, url: &str) -> RequestBuilder {
+    /// A GET request. An address that cannot be read is an error when it is sent.
+    pub fn get(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
         self.request(Method::GET, url)
     }
 
-    pub fn post(&self, url: &str) -> RequestBuilder {
+    /// A POST request.
+    pub fn post(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
         self.request(Method::POST, url)
     }
 
-    pub fn request(&self, method: Method, url: &str) -> RequestBuilder {
+    /// A PUT request.
+    pub fn put(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
+        self.request(Method::PUT, url)
+    }
+
+    /// A PATCH request.
+    pub fn patch(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
+        self.request(Method::PATCH, url)
+    }
+
+    /// A DELETE request.
+    pub fn delete(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
+        self.request(Method::DELETE, url)
+    }
+
+    /// A HEAD request.
+    pub fn head(&self, url: impl reqwest::IntoUrl) -> RequestBuilder {
+        self.request(Method::HEAD, url)
+    }
+
+    /// A request of any method.
+    pub fn request(&self, method: Method, url: impl reqwest::IntoUrl) -> RequestBuilder {
         RequestBuilder { client: self.clone(), inner: self.inner.request(method, url) }
     }
 
     /// Sends a request that `reqwest::Client` has made. The span lasts until the head of the answer is there: the body is the caller's to read, or not.
+    ///
+    /// # Errors
+    /// reqwest's own, unchanged.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
         let mut request = request.build()?;
         let url = request.url();
@@ -173,20 +201,28 @@ pub struct RequestBuilder {
 
 #[cfg(feature = "reqwest")]
 impl RequestBuilder {
-    /// Everything that `reqwest::RequestBuilder` can: `.with(|request| request.json(&order))`.
+    /// Everything that `reqwest::RequestBuilder` can: `.with(|request| request.json(&order))`, with reqwest's feature `json`.
     pub fn with(mut self, change: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder) -> RequestBuilder {
         self.inner = change(self.inner);
         self
     }
 
+    /// Another header.
     pub fn header(self, name: &str, value: &str) -> RequestBuilder {
         self.with(|request| request.header(name, value))
     }
 
+    /// `authorization: Bearer …`.
+    pub fn bearer_auth(self, token: impl std::fmt::Display) -> RequestBuilder {
+        self.with(|request| request.bearer_auth(token))
+    }
+
+    /// What is sent.
     pub fn body(self, body: impl Into<reqwest::Body>) -> RequestBuilder {
         self.with(|request| request.body(body))
     }
 
+    /// The longest time until the answer's last byte.
     pub fn timeout(self, limit: std::time::Duration) -> RequestBuilder {
         self.with(|request| request.timeout(limit))
     }
@@ -205,6 +241,7 @@ pub struct ClientLayer {
 }
 
 impl ClientLayer {
+    /// For one client or many: clones are cheap, and count together.
     pub fn new() -> ClientLayer {
         ClientLayer { instruments: Instruments::new(Side::Client) }
     }

@@ -1,9 +1,10 @@
 //! Calls to databases as CLIENT spans and `db.client.operation.duration`, by the semantic conventions.
 
+use crate::late::{Late, seconds};
 use crate::operation::Operation;
 use crate::within::OWN_TARGET;
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::Histogram;
-use opentelemetry::{KeyValue, global};
 use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use tracing::field::Empty;
 /// As the conventions advise, in seconds.
 const BUCKETS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
-/// A database that the service calls. Made once, after the agent is set up, and cheap to clone.
+/// A database that the service calls. Made once, and cheap to clone.
 ///
 /// ```no_run
 /// # async fn rows() -> Result<Vec<u8>, std::io::Error> { Ok(Vec::new()) }
@@ -31,14 +32,13 @@ struct What {
     system: String,
     namespace: Option<String>,
     server: Option<(String, u16)>,
-    duration: Histogram<f64>,
+    duration: Late<Histogram<f64>>,
 }
 
 impl Database {
     /// `system` as `db.system.name` has it: `postgresql`, `mysql`, `sqlite`, `redis`, …
     pub fn new(system: &str) -> Database {
-        let meter = global::meter("firstfall-agent");
-        let duration = meter.f64_histogram("db.client.operation.duration").with_unit("s").with_boundaries(BUCKETS.to_vec()).build();
+        let duration = seconds("db.client.operation.duration", &BUCKETS);
         Database { what: Arc::new(What { system: system.to_owned(), namespace: None, server: None, duration }) }
     }
 

@@ -3,7 +3,7 @@
 use crate::agent::Agent;
 use crate::export::Signal;
 use crate::export::send::{Outcome, Sender};
-use crate::settings::Settings;
+use crate::settings::{Settings, shown};
 use crate::{resource, wire};
 use opentelemetry::logs::{LogRecord, Logger, LoggerProvider};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
+    /// The setting, or the item and its address.
     pub what: String,
     /// What is wrong and what to do; absent when all is well.
     pub problem: Option<String>,
@@ -29,12 +30,14 @@ pub struct Check {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Checkup {
+    /// In the order in which they were looked at.
     pub checks: Vec<Check>,
     /// Of the span and the log record that were sent, as 32 hexadecimal digits: look for it where they should have arrived.
     pub trace_id: String,
 }
 
 impl Checkup {
+    /// Nothing was wrong.
     pub fn is_well(&self) -> bool {
         self.checks.iter().all(|check| check.problem.is_none())
     }
@@ -56,8 +59,8 @@ impl std::fmt::Display for Checkup {
 const LIMIT: Duration = Duration::from_secs(5);
 
 impl Agent {
-    /// Looks at the settings that code and environment give, sends a span, a log record and a data point to the collector, and waits for its answers; fifteen
-    /// seconds at most. Nothing else of the agent has to run.
+    /// Looks at the settings that code and environment give, sends a span, a log record and a data point to the collector, and waits for its answers; some fifteen
+    /// seconds at most, for which the thread waits. Nothing else of the agent has to run.
     pub fn doctor(&self) -> Checkup {
         let (settings, problems) = Settings::of(self, &|name| std::env::var(name).ok());
         let mut checks: Vec<Check> =
@@ -89,20 +92,14 @@ impl Agent {
                     Some(format!("{why}: set OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN"))
                 }
                 Outcome::Refused(why) => Some(format!("{why}: is this the address of {}?", settings.protocols[signal as usize].told())),
+                Outcome::Later { why, .. } if why.contains("InvalidContentType") => {
+                    Some(format!("{why}: it seems to speak http, not https"))
+                }
                 Outcome::Later { why, .. } => Some(format!("{why}: does the collector run, and is {address} its address?")),
             };
             checks.push(Check { what: format!("{what} to {address}"), problem });
         }
         Checkup { checks, trace_id: format!("{trace:032x}") }
-    }
-}
-
-/// An address without what may be secret in it.
-fn shown(address: &str) -> String {
-    let bare = address.split('?').next().unwrap_or(address);
-    match (bare.split_once("://"), bare.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => bare.to_owned(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Messages through queues: a PRODUCER span that goes with the message, and a CONSUMER span for its processing, by the semantic conventions.
 
+use crate::late::{Late, seconds};
 use crate::lean::SpanExt;
 use crate::operation::Operation;
 use crate::within::OWN_TARGET;
@@ -16,7 +17,7 @@ use tracing::field::Empty;
 /// As the conventions advise, in seconds; the last ones for messages that wait long.
 const BUCKETS: [f64; 17] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 60.0, 600.0, 3600.0];
 
-/// A queue or topic that the service sends to or takes from. Made once, after the agent is set up, and cheap to clone.
+/// A queue or topic that the service sends to or takes from. Made once, and cheap to clone.
 ///
 /// ```no_run
 /// # use std::collections::HashMap;
@@ -39,9 +40,9 @@ pub struct Queue {
 struct What {
     system: String,
     destination: String,
-    sent: Histogram<f64>,
-    processed: Histogram<f64>,
-    waited: Histogram<f64>,
+    sent: Late<Histogram<f64>>,
+    processed: Late<Histogram<f64>>,
+    waited: Late<Histogram<f64>>,
 }
 
 impl What {
@@ -57,15 +58,13 @@ impl What {
 impl Queue {
     /// `system` as `messaging.system` has it (`rabbitmq`, `kafka`, `aws_sqs`, …), and the name of the queue or topic.
     pub fn new(system: &str, destination: &str) -> Queue {
-        let histogram =
-            |name| global::meter("firstfall-agent").f64_histogram(name).with_unit("s").with_boundaries(BUCKETS.to_vec()).build();
         Queue {
             what: Arc::new(What {
                 system: system.to_owned(),
                 destination: destination.to_owned(),
-                sent: histogram("messaging.client.operation.duration"),
-                processed: histogram("messaging.process.duration"),
-                waited: histogram("firstfall.messaging.queue_wait"),
+                sent: seconds("messaging.client.operation.duration", &BUCKETS),
+                processed: seconds("messaging.process.duration", &BUCKETS),
+                waited: seconds("firstfall.messaging.queue_wait", &BUCKETS),
             }),
         }
     }

@@ -4,6 +4,8 @@ use std::backtrace::Backtrace;
 use std::panic::PanicHookInfo;
 use std::sync::Once;
 
+pub(crate) const TARGET: &str = "panic";
+
 /// Stacks beyond this are cut: their ends are the runtime's.
 const STACK_MAX: usize = 16 << 10;
 
@@ -27,7 +29,7 @@ fn record(panic: &PanicHookInfo<'_>) {
     let stack = &stack[..stack.floor_char_boundary(STACK_MAX)];
     let thread = std::thread::current();
     tracing::error!(
-        target: "panic",
+        target: TARGET,
         {
             "exception.type" = "panic",
             "exception.message" = said,

@@ -239,10 +239,8 @@ const NAMES: [http::HeaderName; 5] = [
 ];
 
 /// Reads headers, all values of a name.
-#[cfg(any(feature = "axum", test))]
 pub(crate) struct Headers<'a>(pub &'a http::HeaderMap);
 
-#[cfg(any(feature = "axum", test))]
 impl Headers<'_> {
     fn all(&self, key: &str) -> http::header::GetAll<'_, http::HeaderValue> {
         match NAMES.iter().find(|name| name.as_str() == key) {
@@ -252,7 +250,6 @@ impl Headers<'_> {
     }
 }
 
-#[cfg(any(feature = "axum", test))]
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.all(key).iter().next()?.to_str().ok()

@@ -132,8 +132,9 @@ pub(crate) fn export_metrics(exporter: &Exporter) {
             .with_callback(move |out| {
                 let account = of.account(signal);
                 out.observe(account.exported, &[]);
-                for (loss, items) in account.dropped {
-                    if items > 0 && loss != Loss::QueueFull {
+                for loss in Loss::ALL {
+                    let items = account.dropped(*loss);
+                    if items > 0 && *loss != Loss::QueueFull {
                         out.observe(items, &[KeyValue::new("error.type", loss.name())]);
                     }
                 }
@@ -145,7 +146,7 @@ pub(crate) fn export_metrics(exporter: &Exporter) {
             .with_unit(unit)
             .with_callback(move |out| {
                 let account = of.account(signal);
-                let full = account.dropped.iter().find(|(loss, _)| *loss == Loss::QueueFull).map_or(0, |(_, items)| *items);
+                let full = account.dropped(Loss::QueueFull);
                 out.observe(account.accepted - full, &[]);
                 if full > 0 {
                     out.observe(full, &[KeyValue::new("error.type", Loss::QueueFull.name())]);

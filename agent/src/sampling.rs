@@ -30,7 +30,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Of all traces that begin here this part, from 0 to 1; a request that comes with a decision keeps it.
+    /// Of all traces that begin here this part, from 0 to 1 (what lies outside is the nearer of these); a request that comes with a decision keeps it.
     pub fn ratio(ratio: f64) -> Sampling {
         let ratio = ratio.clamp(0.0, 1.0);
         let threshold = ((1.0 - ratio) * WHOLE as f64).round() as u64;
@@ -125,7 +125,11 @@ impl Sampling {
     }
 }
 
-impl ShouldSample for Sampling {
+/// For OpenTelemetry's SDK.
+#[derive(Clone, Debug)]
+pub(crate) struct Sampler(pub Sampling);
+
+impl ShouldSample for Sampler {
     fn should_sample(
         &self,
         parent: Option<&Context>,
@@ -139,12 +143,12 @@ impl ShouldSample for Sampling {
         let parent = parent.filter(|parent| parent.is_valid());
         let state = parent.as_ref().map(|parent| parent.trace_state().clone()).unwrap_or_default();
         let (taken, state) = match &parent {
-            Some(parent) if self.follows_parent => (parent.is_sampled(), state),
-            _ => self.takes(trace, &state),
+            Some(parent) if self.0.follows_parent => (parent.is_sampled(), state),
+            _ => self.0.takes(trace, &state),
         };
         let decision = match taken {
             true => SamplingDecision::RecordAndSample,
-            false if self.records_the_rest() => SamplingDecision::RecordOnly,
+            false if self.0.records_the_rest() => SamplingDecision::RecordOnly,
             false => SamplingDecision::Drop,
         };
         SamplingResult { decision, attributes: Vec::new(), trace_state: state }
@@ -157,7 +161,7 @@ mod tests {
     use opentelemetry::trace::{SpanContext, SpanId, TraceFlags};
 
     fn decide(sampling: &Sampling, parent: Option<&Context>, trace: u128) -> SamplingResult {
-        sampling.should_sample(parent, TraceId::from(trace), "", &SpanKind::Internal, &[], &[])
+        Sampler(sampling.clone()).should_sample(parent, TraceId::from(trace), "", &SpanKind::Internal, &[], &[])
     }
 
     #[test]

@@ -6,25 +6,32 @@ use crate::body::Watched;
 use crate::call::{Answer, Call, Instruments, Method, Side, Target, is_grpc, rpc_names};
 use crate::propagate::Headers;
 use crate::within::{OWN_TARGET, Within};
+#[cfg(feature = "axum")]
 use axum::extract::{ConnectInfo, MatchedPath};
 use http::{HeaderMap, Request, Response, Version, header};
 use http_body::Body;
 use opentelemetry::baggage::BaggageExt;
 use opentelemetry::{Context, global};
 use std::future::Future;
+#[cfg(feature = "axum")]
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{self, Poll};
 use tower::{Layer, Service};
 use tracing::field::Empty;
 
-/// Instruments every route of a router: `router.layer(ServerLayer::new())`.
+/// Instruments every route of a router that is there already: `router.layer(ServerLayer::new())`, after the last route, and outside of other layers (the last `layer` of
+/// a router, the first of a `ServiceBuilder`), whose answers then count too. Two of them count twice.
+///
+/// Any tower service of `http::Request` and `http::Response` can be within, whose error can be shown (`Display`); with the feature `axum` routes are known as axum
+/// has matched them.
 #[derive(Clone, Debug)]
 pub struct ServerLayer {
     instruments: Arc<Instruments>,
 }
 
 impl ServerLayer {
+    /// For one server or many: clones are cheap, and count together.
     pub fn new() -> ServerLayer {
         ServerLayer { instruments: Instruments::new(Side::Server) }
     }
@@ -84,7 +91,10 @@ where
     fn call(&mut self, request: Request<In>) -> Self::Future {
         let parent = global::get_text_map_propagator(|p| p.extract(&Headers(request.headers())));
         let method = Method::of(request.method());
+        #[cfg(feature = "axum")]
         let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+        #[cfg(not(feature = "axum"))]
+        let route: Option<String> = None;
         // The client's to write, and so one of two.
         let scheme = if request.uri().scheme_str() == Some("https") { "https" } else { "http" };
         let version = match request.version() {
@@ -129,6 +139,7 @@ where
             "http.response.status_code" = Empty,
             "error.type" = Empty,
         );
+        #[cfg(feature = "axum")]
         if let Some(ConnectInfo(peer)) = request.extensions().get::<ConnectInfo<SocketAddr>>() {
             span.record("client.address", peer.ip().to_string());
         }

@@ -38,6 +38,9 @@ pub(crate) struct Settings {
     pub level: LevelFilter,
 }
 
+/// With less than a batch's room hardly anything would go out.
+const QUEUE_BYTES_MIN: usize = 64 << 10;
+
 /// Nobody means more than a day, and sums of times must not overflow.
 pub(crate) const LONGEST: Duration = Duration::from_secs(86_400);
 
@@ -74,10 +77,68 @@ fn without_password(text: &str) -> &str {
     text.rsplit_once('@').map_or(text, |(_, rest)| rest)
 }
 
-/// An `http://` or `https://` address with a host.
+/// An address without what may be secret in it.
+pub(crate) fn shown(address: &str) -> String {
+    let bare = address.split('?').next().unwrap_or(address);
+    match (bare.split_once("://"), bare.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
+        _ => bare.to_owned(),
+    }
+}
+
+#[cfg(feature = "_tls")]
+const ADDRESS: &str = "an address such as http://127.0.0.1:4318";
+#[cfg(not(feature = "_tls"))]
+const ADDRESS: &str =
+    "an address such as http://127.0.0.1:4318 (https:// needs the Cargo feature `tls-ring` or `tls-aws-lc` of firstfall-agent)";
+
+/// An `http://` or, with a feature for it, `https://` address with a host.
 fn is_address(text: &str) -> bool {
     let uri: Option<http::Uri> = text.parse().ok();
-    uri.is_some_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty()))
+    let known = |uri: &http::Uri| matches!(uri.scheme_str(), Some("http")) || cfg!(feature = "_tls") && uri.scheme_str() == Some("https");
+    uri.is_some_and(|uri| known(&uri) && uri.host().is_some_and(|host| !host.is_empty()))
+}
+
+/// Standard variables that this agent does not look at, and what stands in their place.
+const NOT_KNOWN: [(&str, &str); 12] = [
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "the queue is bounded in bytes, FIRSTFALL_AGENT_QUEUE_BYTES"),
+    ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "requests are cut by their bytes"),
+    ("OTEL_BSP_EXPORT_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT is for all signals"),
+    ("OTEL_BLRP_SCHEDULE_DELAY", "OTEL_BSP_SCHEDULE_DELAY is for logs too"),
+    ("OTEL_BLRP_MAX_QUEUE_SIZE", "the queue is bounded in bytes, FIRSTFALL_AGENT_QUEUE_BYTES"),
+    ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "requests are cut by their bytes"),
+    ("OTEL_BLRP_EXPORT_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT is for all signals"),
+    ("OTEL_METRIC_EXPORT_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT is for all signals"),
+    ("OTEL_EXPORTER_OTLP_CERTIFICATE", "the system's certificates count (SSL_CERT_FILE)"),
+    ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "there are no certificates of clients; a token goes into OTEL_EXPORTER_OTLP_HEADERS"),
+    ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "there are no certificates of clients; a token goes into OTEL_EXPORTER_OTLP_HEADERS"),
+    ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "all metrics are cumulative"),
+];
+
+/// What follows `OTEL_EXPORTER_OTLP_`, with or without a signal before it, and `FIRSTFALL_AGENT_`: other names with these beginnings are mistakes.
+const OTLP_SETTINGS: [&str; 5] = ["ENDPOINT", "PROTOCOL", "HEADERS", "COMPRESSION", "TIMEOUT"];
+const OWN_SETTINGS: [&str; 3] = ["SPOOL", "QUEUE_BYTES", "LEVEL"];
+
+/// Variables that are set and not looked at, each in a sentence: nothing is wrong with the others for that.
+pub(crate) fn not_looked_at(names: impl Iterator<Item = String>) -> Vec<String> {
+    let known = |name: &str| {
+        let otlp = name.strip_prefix("OTEL_EXPORTER_OTLP_").is_none_or(|rest| {
+            let of_signal = ["TRACES_", "LOGS_", "METRICS_"].iter().find_map(|signal| rest.strip_prefix(signal));
+            match of_signal {
+                Some(rest) => matches!(rest, "ENDPOINT" | "PROTOCOL"),
+                None => OTLP_SETTINGS.contains(&rest),
+            }
+        });
+        otlp && name.strip_prefix("FIRSTFALL_AGENT_").is_none_or(|rest| OWN_SETTINGS.contains(&rest))
+    };
+    let told = |name: String| match NOT_KNOWN.iter().find(|(known, _)| *known == name) {
+        Some((_, instead)) => Some(format!("{name} is not looked at: {instead}")),
+        None if !known(&name) => {
+            Some(format!("{name} is not looked at: this agent knows no such setting; those that it knows are in its README"))
+        }
+        None => None,
+    };
+    names.filter_map(told).collect()
 }
 
 /// `key=value` pairs with commas between them, values percent-encoded (W3C Baggage).
@@ -125,19 +186,15 @@ fn protocol(name: &str) -> Option<Protocol> {
     }
 }
 
-fn sampling(name: &str, argument: Option<&str>, told: &Sampling) -> Option<Sampling> {
-    let ratio = || match argument {
-        None => Some(1.0),
-        Some(text) => text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio)),
-    };
+fn sampling(name: &str, ratio: f64, told: &Sampling) -> Option<Sampling> {
     Some(match name {
         "always_on" => told.as_named(1.0, false, true),
         // Off is off: failures are not kept either.
         "always_off" => told.as_named(0.0, false, false),
-        "traceidratio" => told.as_named(ratio()?, false, true),
+        "traceidratio" => told.as_named(ratio, false, true),
         "parentbased_always_on" => told.as_named(1.0, true, true),
         "parentbased_always_off" => told.as_named(0.0, true, false),
-        "parentbased_traceidratio" => told.as_named(ratio()?, true, true),
+        "parentbased_traceidratio" => told.as_named(ratio, true, true),
         _ => return None,
     })
 }
@@ -159,12 +216,20 @@ impl Settings {
         };
         let disabled = reader.read(&["OTEL_SDK_DISABLED"], "true or false", yes).unwrap_or(false);
         let address = |text: &str| is_address(text).then(|| text.trim_end_matches('/').to_owned());
-        let told = "an address such as http://127.0.0.1:4318";
         let mut base = agent.endpoint.as_ref().map(|base| base.trim_end_matches('/').to_owned());
         if let Some(wrong) = base.take_if(|base| !is_address(base)) {
-            reader.problems.push(format!("endpoint: {wrong:?} is not {told}; {} is used", agent.protocol.endpoint()));
+            reader.problems.push(format!("endpoint: {wrong:?} is not {ADDRESS}; {} is used", agent.protocol.endpoint()));
         }
-        let base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], told, address).or(base);
+        let mut base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], ADDRESS, address).or(base);
+        let of_one_signal =
+            |base: &str| ["/v1/traces", "/v1/logs", "/v1/metrics"].iter().find_map(|path| base.strip_suffix(path).map(str::to_owned));
+        if let Some(bare) = base.as_deref().and_then(of_one_signal) {
+            reader.problems.push(format!(
+                "endpoint: {:?} is the address of one signal, where the base is meant; {bare} is used",
+                base.unwrap_or_default()
+            ));
+            base = Some(bare);
+        }
         let protocol = reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], PROTOCOLS, protocol).unwrap_or(agent.protocol);
         let mut protocols = [protocol; 3];
         let mut addresses = [const { String::new() }; 3];
@@ -173,7 +238,7 @@ impl Settings {
             protocols[at] = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_PROTOCOL")], PROTOCOLS, self::protocol).unwrap_or(protocol);
             // One signal's own address is taken as it is, without /v1/… after it.
             let own = |text: &str| is_address(text).then(|| text.to_owned());
-            let own = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")], told, own);
+            let own = reader.read(&[&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")], ADDRESS, own);
             addresses[at] = own.unwrap_or_else(|| {
                 let base = base.as_deref().unwrap_or(protocols[at].endpoint());
                 match protocols[at] {
@@ -204,11 +269,11 @@ impl Settings {
         let timeout = reader.millis("OTEL_EXPORTER_OTLP_TIMEOUT").unwrap_or(agent.timeout);
         let delay = reader.millis("OTEL_BSP_SCHEDULE_DELAY").unwrap_or(agent.span_delay);
         let metric_interval = reader.millis("OTEL_METRIC_EXPORT_INTERVAL").unwrap_or(agent.metric_interval);
-        let argument = reader.text("OTEL_TRACES_SAMPLER_ARG");
-        let sampler =
-            "a sampler that this agent has (parentbased_traceidratio and the others of the specification) with a ratio from 0 to 1";
+        let ratio = |text: &str| text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        let ratio = reader.read(&["OTEL_TRACES_SAMPLER_ARG"], "a ratio from 0 to 1", ratio).unwrap_or(1.0);
+        let sampler = "a sampler that this agent has: parentbased_traceidratio and the others of the specification";
         let sampling = reader
-            .read(&["OTEL_TRACES_SAMPLER"], sampler, |name| sampling(name, argument.as_deref(), &agent.sampling))
+            .read(&["OTEL_TRACES_SAMPLER"], sampler, |name| sampling(name, ratio, &agent.sampling))
             .unwrap_or_else(|| agent.sampling.clone());
         let propagators = reader
             .read(&["OTEL_PROPAGATORS"], "a list of tracecontext, baggage, b3, b3multi, none", |text| {
@@ -227,7 +292,11 @@ impl Settings {
         let levels = "a level: off, error, warn, info, debug, trace";
         let level = reader.read(&["FIRSTFALL_AGENT_LEVEL"], levels, |text| text.parse().ok()).unwrap_or(agent.level);
         let spool = reader.text("FIRSTFALL_AGENT_SPOOL").map(PathBuf::from).or_else(|| agent.spool.clone());
-        let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes >= 64 << 10);
+        if let Some(Err(error)) = spool.as_ref().map(std::fs::create_dir_all) {
+            let folder = spool.as_deref().unwrap_or(std::path::Path::new("")).display();
+            reader.problems.push(format!("the spool {folder}: {error}; items wait in memory only"));
+        }
+        let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes >= QUEUE_BYTES_MIN);
         let queue_bytes =
             reader.read(&["FIRSTFALL_AGENT_QUEUE_BYTES"], "a number of bytes, 65536 or more", bytes).unwrap_or(agent.queue_bytes);
         let settings = Settings {
@@ -240,7 +309,7 @@ impl Settings {
             timeout: timeout.clamp(Duration::from_millis(1), LONGEST),
             delay: delay.clamp(Duration::from_millis(10), LONGEST),
             metric_interval: metric_interval.clamp(Duration::from_millis(100), LONGEST),
-            queue_bytes,
+            queue_bytes: queue_bytes.max(QUEUE_BYTES_MIN),
             spool,
             spool_bytes: agent.spool_bytes,
             spool_age: agent.spool_age,
@@ -265,7 +334,7 @@ mod tests {
     #[test]
     fn the_standard_variables_are_read() {
         let (settings, problems) = read(&[
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example:4318/"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector.example:4318/"),
             ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs.example/in"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abc, x-team = shop"),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
@@ -278,7 +347,7 @@ mod tests {
             ("OTEL_BSP_SCHEDULE_DELAY", ""),
         ]);
         assert!(problems.is_empty(), "{problems:?}");
-        assert_eq!(settings.addresses[0], "https://collector.example:4318/v1/traces");
+        assert_eq!(settings.addresses[0], "http://collector.example:4318/v1/traces");
         assert_eq!(settings.addresses[1], "http://logs.example/in");
         assert_eq!(settings.headers, [("authorization".to_owned(), "Bearer abc".to_owned()), ("x-team".to_owned(), "shop".to_owned())]);
         assert_eq!((settings.compression, settings.timeout), (Compression::Gzip, Duration::from_millis(2500)));
@@ -294,6 +363,8 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_HEADERS", "no pair"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
             ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ("OTEL_TRACES_SAMPLER_ARG", "10%"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
             ("OTEL_SDK_DISABLED", "yes"),
             ("OTEL_PROPAGATORS", "jaeger"),
             ("FIRSTFALL_AGENT_QUEUE_BYTES", "12"),
@@ -304,6 +375,25 @@ mod tests {
             assert!(problems[0].starts_with(name) && problems[0].contains(told), "{problems:?}");
             assert_eq!(settings.addresses[0], "http://127.0.0.1:4318/v1/traces");
         }
+    }
+
+    #[test]
+    fn the_address_of_one_signal_is_no_base_and_https_needs_a_feature() {
+        let (settings, problems) = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c.example:4318/v1/traces")]);
+        assert_eq!((problems.len(), settings.addresses[1].as_str()), (1, "http://c.example:4318/v1/logs"), "{problems:?}");
+        let (_, problems) = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://c.example:4318")]);
+        assert_eq!(problems.is_empty(), cfg!(feature = "_tls"), "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.contains("`tls-ring`")), "{problems:?}");
+    }
+
+    #[test]
+    fn what_is_not_looked_at_is_said() {
+        let set = ["OTEL_EXPORTER_OTLP_ENDPOIN", "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "FIRSTFALL_AGENT_SPOL", "OTEL_BSP_MAX_QUEUE_SIZE"];
+        let known =
+            ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "FIRSTFALL_AGENT_SPOOL", "OTEL_SERVICE_NAME", "PATH"];
+        let told = not_looked_at(set.iter().chain(&known).map(|name| (*name).to_owned()));
+        assert_eq!(told.len(), set.len(), "{told:?}");
+        assert!(set.iter().zip(&told).all(|(name, told)| told.starts_with(&format!("{name} "))), "{told:?}");
     }
 
     #[test]

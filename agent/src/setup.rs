@@ -6,7 +6,7 @@ use crate::export::{Account, Exporter, Signal};
 use crate::lean::{Alone, Lean, may_be_passed_over};
 use crate::processors::{Logs, Metrics, Spans};
 use crate::propagate::Propagation;
-use crate::sampling::Sampling;
+use crate::sampling::{Sampler, Sampling};
 use crate::settings::{LONGEST, Settings};
 use crate::within::OWN_TARGET;
 use crate::{panics, resource, runtime, wire};
@@ -47,47 +47,60 @@ impl std::fmt::Display for InitError {
 
 impl std::error::Error for InitError {}
 
-/// Sets all up for a service, with defaults: OTLP/HTTP to `http://127.0.0.1:4318`. What is wrong is told on stderr, and never stops the service.
-pub fn init(service: &str) -> Telemetry {
-    Agent::new(service).init()
-}
-
 impl Agent {
     /// Sets all up. What is wrong is told on stderr and by [`Telemetry::problems`]; the service goes on with what can be had.
     pub fn init(self) -> Telemetry {
-        let telemetry = self.set_up();
+        let (settings, problems) = self.settings();
+        let telemetry = self.set_up(&settings, problems);
         telemetry.problems.iter().for_each(|problem| crate::complain::complain(problem));
         telemetry
     }
 
-    /// The same for those who would rather not start than start without telemetry.
+    /// The same for those who would rather not start than start without telemetry. After an error nothing goes on, and another agent may be set up instead.
+    ///
+    /// # Errors
+    /// A setting is wrong, the service has set a subscriber of `tracing` already, or a thread cannot be started.
     pub fn try_init(self) -> Result<Telemetry, InitError> {
-        let mut telemetry = self.set_up();
+        let (settings, problems) = self.settings();
+        // Looked at before anything is set that cannot be taken back.
+        if !problems.is_empty() {
+            return Err(InitError(problems));
+        }
+        let mut telemetry = self.set_up(&settings, Vec::new());
         match std::mem::take(&mut telemetry.problems) {
             problems if problems.is_empty() => Ok(telemetry),
-            problems => Err(InitError(problems)),
+            problems => {
+                telemetry.end(Duration::ZERO);
+                Err(InitError(problems))
+            }
         }
     }
 
-    fn set_up(self) -> Telemetry {
-        let (settings, problems) = Settings::of(&self, &|name| std::env::var(name).ok());
+    fn settings(&self) -> (Settings, Vec<String>) {
+        if self.environment_counts {
+            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+            crate::settings::not_looked_at(names).iter().for_each(|told| crate::complain::complain(told));
+        }
+        Settings::of(self, &|name| std::env::var(name).ok())
+    }
+
+    fn set_up(self, settings: &Settings, problems: Vec<String>) -> Telemetry {
         let mut telemetry = Telemetry { providers: None, problems, done: false, since: Instant::now() };
         // Also where nothing is exported: whoever calls and whoever is called have a trace all the same.
         global::set_text_map_propagator(Propagation::new(&settings.propagators));
         if !settings.disabled {
-            telemetry.start(&self, &settings);
+            telemetry.start(&self, settings);
         }
-        if self.subscriber
-            && let Err(error) = telemetry.subscriber().try_init()
-        {
-            telemetry.problems.push(format!(
-                "the tracing subscriber: {error}; the service has set one already: set the agent up first, or add Telemetry::layer() to it"
-            ));
+        if self.subscriber && telemetry.subscriber().try_init().is_err() {
+            telemetry.problems.push(HAS_A_SUBSCRIBER.to_owned());
         }
         telemetry.since = Instant::now();
         telemetry
     }
 }
+
+const HAS_A_SUBSCRIBER: &str = "the service has set a subscriber of tracing already, and its spans and events do not come to the agent: call \
+    Agent::without_subscriber() before init(), and put Telemetry::layer() into the subscriber: tracing_subscriber::registry().with(telemetry.layer()).with(…).init()";
 
 struct Providers {
     exporter: Exporter,
@@ -108,8 +121,8 @@ struct Providers {
 /// A guard that lives no longer than this was not bound to a name.
 const HARDLY_ALIVE: Duration = Duration::from_millis(5);
 
-/// Keeps telemetry going. Flushes and ends it within three seconds when dropped.
-#[must_use = "telemetry ends when this is dropped: bind it to a name that lives as long as the service"]
+/// Keeps telemetry going. Flushes and ends it within three seconds when dropped, for which the thread waits.
+#[must_use = "write `let _telemetry = …`: telemetry ends when this is dropped, and `let _ = …` drops it at once"]
 pub struct Telemetry {
     /// Absent when telemetry is disabled or could not start.
     providers: Option<Providers>,
@@ -135,7 +148,7 @@ impl Telemetry {
             }
         };
         let [spans, logs, metrics] = settings.wanted;
-        let mut tracer = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(settings.sampling.clone());
+        let mut tracer = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(Sampler(settings.sampling.clone()));
         if spans {
             tracer = tracer.with_span_processor(Spans { exporter: exporter.clone(), sampling: settings.sampling.clone() });
         }
@@ -198,11 +211,15 @@ impl Telemetry {
         &self.problems
     }
 
-    /// The whole subscriber that [`init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise). Under
+    /// The whole subscriber that [`Agent::init`] sets: the layer, and one that writes what `RUST_LOG` asks for to stderr (warnings, unless told otherwise). Under
     /// [`lean`](Agent::lean) the spans around a line on stderr are those that are exported, with their fields as they are exported.
     pub fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
         let asked = std::env::var(EnvFilter::DEFAULT_ENV).ok();
-        let shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        let mut shown = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+        // The panic hook that was there says it already, without pages of stack in one line.
+        if let Ok(said_already) = format!("{}=off", panics::TARGET).parse() {
+            shown = shown.add_directive(said_already);
+        }
         let others = Layer::<Registry>::max_level_hint(&shown).unwrap_or(LevelFilter::TRACE);
         // Spans that only the terminal wants, or by which it decides, need the registry.
         let only_events = |lean: &Providers| others <= lean.level && !asked.as_ref().is_some_and(|asked| asked.contains('['));
@@ -211,7 +228,7 @@ impl Telemetry {
                 Box::new(Alone::new(lean, of_interest, shown)) as Box<dyn Subscriber + Send + Sync>
             }
             _ => {
-                let to_terminal = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(shown);
+                let to_terminal = tracing_subscriber::fmt::layer().with_ansi(has_colours()).with_writer(std::io::stderr).with_filter(shown);
                 Box::new(tracing_subscriber::registry().with(to_terminal).with(self.layer_beside(others)))
             }
         }
@@ -319,6 +336,12 @@ impl Telemetry {
     }
 }
 
+/// Whether stderr is a terminal that wants them (<https://no-color.org>).
+pub(crate) fn has_colours() -> bool {
+    use std::io::IsTerminal;
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|told| told.is_empty())
+}
+
 /// Has metrics collected once more, for so long at most: the callbacks are the service's, and may hang. It hands them over, and does not wait for the collector.
 fn collected(limit: Duration, collect: impl FnOnce() + Send + 'static) {
     let (done, wait) = std::sync::mpsc::channel();
@@ -353,7 +376,9 @@ impl Ended {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        if !self.done && self.providers.is_some() && self.since.elapsed() < HARDLY_ALIVE {
+        let offered = |exporter: &Exporter| [Signal::Spans, Signal::Logs].iter().any(|signal| exporter.account(*signal).accepted > 0);
+        let unused = self.providers.as_ref().is_some_and(|providers| !offered(&providers.exporter));
+        if !self.done && unused && self.since.elapsed() < HARDLY_ALIVE {
             crate::complain::complain(
                 "telemetry has ended as soon as it began: bind what init() gives to a name that lives as long as the service (`let _telemetry = …`, not `let _ = …`)",
             );

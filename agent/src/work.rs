@@ -8,6 +8,9 @@ use tokio::task::JoinHandle;
 use tracing::{Instrument, Span};
 
 /// `tokio::spawn`, in the current span and OpenTelemetry context.
+///
+/// # Panics
+/// Outside of a tokio runtime, as tokio's own.
 #[track_caller]
 pub fn spawn<F>(work: F) -> JoinHandle<F::Output>
 where
@@ -18,6 +21,9 @@ where
 }
 
 /// `tokio::task::spawn_blocking`, in the current span and OpenTelemetry context.
+///
+/// # Panics
+/// Outside of a tokio runtime, as tokio's own.
 #[track_caller]
 pub fn spawn_blocking<F, R>(work: F) -> JoinHandle<R>
 where
@@ -25,6 +31,29 @@ where
     R: Send + 'static,
 {
     tokio::task::spawn_blocking(carried(work))
+}
+
+/// Ready when the process is asked to end: by SIGTERM, as service managers and orchestrators do, or by SIGINT from the keyboard. For
+/// `axum::serve(…).with_graceful_shutdown(shutdown_signal())`: the guard is then dropped and flushes, where a process that simply ends loses what waits. Where signals
+/// cannot be listened to it never is.
+#[cfg(feature = "signal")]
+pub async fn shutdown_signal() {
+    #[cfg(unix)]
+    let asked = async {
+        use std::task::Poll;
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else { return None };
+        std::future::poll_fn(|context| match term.poll_recv(context) {
+            Poll::Pending => int.poll_recv(context),
+            asked => asked,
+        })
+        .await
+    };
+    #[cfg(not(unix))]
+    let asked = async { tokio::signal::ctrl_c().await.ok() };
+    if asked.await.is_none() {
+        std::future::pending().await
+    }
 }
 
 /// `std::thread::spawn`, in the current span and OpenTelemetry context.
@@ -57,6 +86,7 @@ pub struct Carried<T> {
 }
 
 impl<T> Carried<T> {
+    /// In the span that is current here.
     pub fn new(value: T) -> Carried<T> {
         Carried { value, span: Span::current(), context: Context::current() }
     }

@@ -101,7 +101,7 @@ fn what_the_collector_rejects_of_a_request_is_counted() {
     assert!(telemetry.flush(Duration::from_secs(20)));
     let account = telemetry.account(Signal::Spans).expect("it runs");
     // One request, or two when the thread woke in between.
-    let rejected = account.dropped.iter().find(|(loss, _)| *loss == Loss::Rejected).map_or(0, |(_, items)| *items);
+    let rejected = account.dropped(Loss::Rejected);
     assert!(rejected >= 3 && account.exported + rejected == 10, "{account:?}");
 }
 
@@ -111,7 +111,7 @@ fn memory_is_bounded_and_every_lost_item_is_counted_while_nobody_listens() {
     let telemetry = agent(&collector).queue_bytes(64 << 10).init();
     spans(named("s", 0..5000));
     let account = telemetry.account(Signal::Spans).expect("it runs");
-    let full = account.dropped.iter().find(|(loss, _)| *loss == Loss::QueueFull).map_or(0, |(_, items)| *items);
+    let full = account.dropped(Loss::QueueFull);
     assert_eq!(account.accepted, 5000);
     assert!(full > 3000, "64 KiB hold a few hundred spans: {account:?}");
     assert_eq!(account.accepted, full + account.under_way());
@@ -174,7 +174,7 @@ fn the_spool_keeps_its_bound_and_drops_its_oldest() {
     }
     let ended = telemetry.shutdown(Duration::from_secs(5));
     let account = ended.account(Signal::Spans);
-    let of = |loss| account.dropped.iter().find(|(l, _)| *l == loss).map_or(0, |(_, items)| *items);
+    let of = |loss| account.dropped(loss);
     assert!(of(Loss::SpoolFull) > 0 && account.kept > 0, "{account:?}");
     assert_eq!(account.kept + account.dropped_in_all(), 1500, "{account:?}");
     std::fs::remove_dir_all(&folder).expect("it is there");

@@ -118,8 +118,7 @@ fn spans(range: std::ops::Range<u32>) {
 }
 
 fn lost(telemetry: &Telemetry, loss: Loss) -> u64 {
-    let account = telemetry.account(Signal::Spans).expect("it runs");
-    account.dropped.iter().find(|(known, _)| *known == loss).map_or(0, |(_, items)| *items)
+    telemetry.account(Signal::Spans).expect("it runs").dropped(loss)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::Signal;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why an item was dropped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Loss {
     /// The queue was full: items came faster than they went out.
@@ -24,8 +24,9 @@ pub enum Loss {
 }
 
 impl Loss {
-    pub const ALL: [Loss; 7] =
-        [Loss::QueueFull, Loss::Refused, Loss::Rejected, Loss::SpoolFull, Loss::SpoolExpired, Loss::SpoolFailed, Loss::Shutdown];
+    /// Each of them.
+    pub const ALL: &'static [Loss] =
+        &[Loss::QueueFull, Loss::Refused, Loss::Rejected, Loss::SpoolFull, Loss::SpoolExpired, Loss::SpoolFailed, Loss::Shutdown];
 
     /// As the value of `error.type`.
     pub fn name(self) -> &'static str {
@@ -75,7 +76,7 @@ impl Counts {
             accepted: self.accepted[at].load(Ordering::Relaxed),
             exported: self.exported[at].load(Ordering::Relaxed),
             kept: self.kept[at].load(Ordering::Relaxed),
-            dropped: Loss::ALL.map(|loss| (loss, self.dropped[at][loss as usize].load(Ordering::Relaxed))),
+            dropped: std::array::from_fn(|loss| self.dropped[at][loss].load(Ordering::Relaxed)),
         }
     }
 }
@@ -86,11 +87,11 @@ impl Counts {
 pub struct Account {
     /// Items that were offered: all of them are exported, dropped, or still under way.
     pub accepted: u64,
+    /// The collector has taken them.
     pub exported: u64,
     /// Left in the spool at the end, for the next process.
     pub kept: u64,
-    /// With how many each reason has cost.
-    pub dropped: [(Loss, u64); Loss::ALL.len()],
+    pub(super) dropped: [u64; Loss::ALL.len()],
 }
 
 impl Default for Account {
@@ -100,8 +101,14 @@ impl Default for Account {
 }
 
 impl Account {
+    /// How many were dropped for this reason.
+    pub fn dropped(&self, loss: Loss) -> u64 {
+        self.dropped[loss as usize]
+    }
+
+    /// For whatever reason.
     pub fn dropped_in_all(&self) -> u64 {
-        self.dropped.iter().map(|(_, items)| items).sum()
+        self.dropped.iter().sum()
     }
 
     /// In the queue or the spool.

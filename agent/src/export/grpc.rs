@@ -76,7 +76,7 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| with_causes(&error))?;
         let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| with_causes(&error))?;
         let endpoint = endpoint.user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION"))).map_err(|error| with_causes(&error))?;
-        #[cfg(feature = "tls")]
+        #[cfg(feature = "_tls")]
         let endpoint = match endpoint.uri().scheme_str() {
             Some("https") => {
                 let tls = tonic::transport::ClientTlsConfig::new().with_native_roots();

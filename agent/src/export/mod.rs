@@ -35,20 +35,29 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A kind of telemetry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Signal {
+    /// Of traces.
     Spans = 0,
+    /// Its items are records.
     Logs = 1,
     /// Its items are data points.
     Metrics = 2,
 }
 
 impl Signal {
-    pub const ALL: [Signal; 3] = [Signal::Spans, Signal::Logs, Signal::Metrics];
+    pub(crate) const ALL: [Signal; 3] = [Signal::Spans, Signal::Logs, Signal::Metrics];
 
+    /// What its items are called.
     pub fn name(self) -> &'static str {
         ["span", "log", "metric_data_point"][self as usize]
+    }
+
+    /// In sentences.
+    fn told(self) -> &'static str {
+        ["spans", "log records", "data points of metrics"][self as usize]
     }
 }
 
@@ -61,6 +70,9 @@ const WAKE_BYTES: usize = 512 << 10;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(20));
 /// A collector that says “now” when it has no room is not asked more often than this.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The way out of most complaints.
+const ASK: &str = "`firstfall doctor`, or Agent::doctor(), finds out why";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -462,13 +474,21 @@ impl Worker {
                     self.done(signal, None);
                 }
                 Outcome::Refused(why) => {
-                    crate::complain::complain(&format!("{items} {}s are refused for good: {why}", signal.name()));
+                    crate::complain::complain(&format!(
+                        "{items} {} are refused for good by {}: {why}; {ASK}",
+                        signal.told(),
+                        self.address(signal)
+                    ));
                     self.done(signal, Some(Loss::Refused));
                 }
                 Outcome::Later { after, why } => {
                     let failures = self.lanes[signal as usize].failures;
                     if failures == 0 {
-                        crate::complain::complain(&format!("the collector does not take {}s: {why}; it is tried again", signal.name()));
+                        crate::complain::complain(&format!(
+                            "{} does not take {}: {why}; it is tried again. {ASK}",
+                            self.address(signal),
+                            signal.told()
+                        ));
                     }
                     let pause = after.map_or_else(|| self.backoff(failures), |after| after.max(PAUSE_MIN));
                     let lane = &mut self.lanes[signal as usize];
@@ -477,6 +497,11 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// As it may be told: without what stands before the host.
+    fn address(&self, signal: Signal) -> String {
+        crate::settings::shown(&self.settings.addresses[signal as usize])
     }
 
     /// Has a request carried to the collector. Nothing comes back when the end has come first.

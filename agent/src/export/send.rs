@@ -64,7 +64,10 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub fn new(settings: &Settings) -> Sender {
-        let client = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder();
+        #[cfg(feature = "_tls")]
+        let config = config.tls_config(by_the_systems_certificates());
+        let client = config
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION")))
@@ -171,6 +174,19 @@ impl Sender {
             _ => Outcome::Refused(format!("HTTP {status}")),
         }
     }
+}
+
+/// With the provider of cryptography that the process has chosen; else with the one of our feature.
+#[cfg(feature = "_tls")]
+fn by_the_systems_certificates() -> ureq::tls::TlsConfig {
+    use rustls::crypto::{self, CryptoProvider};
+    #[cfg(feature = "tls-ring")]
+    let ours = crypto::ring::default_provider;
+    #[cfg(not(feature = "tls-ring"))]
+    let ours = crypto::aws_lc_rs::default_provider;
+    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| std::sync::Arc::new(ours()));
+    let config = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier);
+    config.unversioned_rustls_crypto_provider(provider).build()
 }
 
 /// Whether an address has an IP address for its host.

@@ -10,8 +10,13 @@ use tracing::Span;
 use tracing::span::Id;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// What OpenTelemetry knows of a span of `tracing`, whichever of the agent's layers keeps it.
-pub trait SpanExt {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for tracing::Span {}
+}
+
+/// What OpenTelemetry knows of a span of `tracing`, whichever of the agent's layers keeps it. Of spans alone.
+pub trait SpanExt: sealed::Sealed {
     /// The context with this span as its active one, to be injected into a request or attached elsewhere.
     fn otel_context(&self) -> Context;
     /// Makes it a child of another span, usually of a remote one. To be called before the span is entered.

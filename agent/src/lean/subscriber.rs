@@ -4,7 +4,7 @@
 
 use super::table::Table;
 use super::{ENTERED, Lean};
-use crate::setup::OfInterest;
+use crate::setup::{OfInterest, has_colours};
 use crate::wire;
 use std::fmt;
 use std::sync::Arc;
@@ -34,7 +34,12 @@ impl Alone {
     pub fn new(mut lean: Lean, of_interest: OfInterest, shown: EnvFilter) -> Alone {
         lean.spans = Arc::new(Table::new(true));
         let within = WithinSpans { spans: Arc::clone(&lean.spans), layer: lean.number };
-        let terminal = tracing_subscriber::fmt().with_writer(std::io::stderr).event_format(within).with_env_filter(shown).finish();
+        let terminal = tracing_subscriber::fmt()
+            .with_ansi(has_colours())
+            .with_writer(std::io::stderr)
+            .event_format(within)
+            .with_env_filter(shown)
+            .finish();
         let shown = terminal.max_level_hint().unwrap_or(LevelFilter::TRACE);
         Alone { lean, of_interest, terminal: Box::new(terminal), shown }
     }

@@ -1,9 +1,10 @@
 //! A circuit breaker: when too many calls fail, none are made for a while; then a few are tried.
 
 use super::{Answer, Failure};
-use opentelemetry::{KeyValue, global};
+use crate::late::{Late, late, meter};
+use opentelemetry::KeyValue;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -51,15 +52,19 @@ pub struct Breaker<F = Errors> {
     pause: Duration,
     trials: u32,
     memory: Arc<Mutex<Memory>>,
+    /// From the first call on.
+    seen_by_metrics: Late<()>,
     failed: F,
 }
 
 /// Errors are failures.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Errors;
 
-/// Says whether a call has failed.
+/// Says whether a call has failed: a function of its outcome, `|result| …`.
 pub trait Failed<R, E> {
+    /// Whether it has.
     fn failed(&self, result: &Result<R, E>) -> bool;
 }
 
@@ -79,21 +84,33 @@ where
 }
 
 impl Breaker {
+    /// `name` stands in events and metrics, and tells this one from others.
     pub fn new(name: &'static str) -> Breaker {
         let memory = Arc::new(Mutex::new(Memory { state: State::Closed, latest: VecDeque::new(), turn: 0 }));
         // Alive for as long as the breaker is; as a gauge for each state, 1 for the one that it is in, which is how dashboards know breakers.
         let seen = Arc::downgrade(&memory);
-        global::meter("firstfall-agent")
-            .i64_observable_gauge("firstfall.circuitbreaker.state")
-            .with_callback(move |out| {
+        let seen_by_metrics = late(move || {
+            let meter = meter();
+            let state = meter.i64_observable_gauge("firstfall.circuitbreaker.state").with_callback(move |out| {
                 let Some(memory) = seen.upgrade() else { return };
                 let now = lock(&memory).state.name();
                 for state in ["closed", "open", "half_open"] {
                     out.observe(i64::from(state == now), &[KeyValue::new("name", name), KeyValue::new("state", state)]);
                 }
-            })
-            .build();
-        Breaker { name, calls: 50, calls_min: 10, share: 0.5, pause: Duration::from_secs(5), trials: 3, memory, failed: Errors }
+            });
+            let _ = state.build();
+        });
+        Breaker {
+            name,
+            calls: 50,
+            calls_min: 10,
+            share: 0.5,
+            pause: Duration::from_secs(5),
+            trials: 3,
+            memory,
+            seen_by_metrics,
+            failed: Errors,
+        }
     }
 }
 
@@ -102,22 +119,22 @@ fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
 }
 
 impl<F> Breaker<F> {
-    /// Opens when this share of the last so many calls has failed, once there were at least `min` of them.
+    /// Opens when this share of the last so many calls has failed, once there were at least `min` of them; half of fifty and ten unless told otherwise.
     pub fn opens_at(mut self, share: f64, calls: usize, min: usize) -> Breaker<F> {
         (self.share, self.calls, self.calls_min) = (share.clamp(0.0, 1.0), calls.max(1), min.max(1));
         self
     }
 
-    /// Stays open for so long, and closes after so many trials that went well.
+    /// Stays open for so long, a day at most, and closes after so many trials that went well; five seconds and three unless told otherwise.
     pub fn recovers(mut self, pause: Duration, trials: u32) -> Breaker<F> {
         (self.pause, self.trials) = (pause.min(crate::settings::LONGEST), trials.max(1));
         self
     }
 
-    /// What counts as a failure, such as an answer of 500.
+    /// What counts as a failure, such as an answer of 500: a function such as `|result: &Result<Response, Error>| …`.
     pub fn failed<G>(self, failed: G) -> Breaker<G> {
-        let Breaker { name, calls, calls_min, share, pause, trials, memory, .. } = self;
-        Breaker { name, calls, calls_min, share, pause, trials, memory, failed }
+        let Breaker { name, calls, calls_min, share, pause, trials, memory, seen_by_metrics, .. } = self;
+        Breaker { name, calls, calls_min, share, pause, trials, memory, seen_by_metrics, failed }
     }
 
     fn change(&self, memory: &mut Memory, to: State) {
@@ -229,6 +246,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
+        LazyLock::force(&self.breaker.seen_by_metrics);
         let Some(turn) = self.breaker.admit() else {
             let name = self.breaker.name;
             tracing::info!(target: "firstfall_agent::breaker", name, "not called: the breaker is open");

@@ -1,42 +1,47 @@
 //! A bulkhead: so many calls at the same time, so many more wait, and the rest is turned away at once.
 
 use super::{Answer, Failure};
+use crate::late::{Late, late, meter};
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
-use opentelemetry::{KeyValue, global};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
 
-/// Clones share the places.
+/// So many calls at the same time; as many again wait, and the rest is turned away with [`Failure::Full`]. Clones share the places.
 #[derive(Clone, Debug)]
 pub struct Bulkhead {
     name: &'static str,
     places: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     waiting_max: usize,
-    rejected: Counter<u64>,
+    rejected: Late<Counter<u64>>,
 }
 
 impl Bulkhead {
-    /// `calls` at the same time, and as many again that wait.
+    /// `calls` at the same time, and as many again that wait. `name` stands in events and metrics, and tells this one from others.
+    ///
+    /// # Panics
+    /// With more calls than tokio's semaphores have permits, 2^61 on usual machines.
     pub fn new(name: &'static str, calls: usize) -> Bulkhead {
-        let meter = global::meter("firstfall-agent");
         let (places, waiting) = (Arc::new(Semaphore::new(calls)), Arc::new(AtomicUsize::new(0)));
         let (seen, seen_waiting) = (Arc::downgrade(&places), Arc::downgrade(&waiting));
-        meter
-            .i64_observable_up_down_counter("firstfall.bulkhead.calls")
-            .with_unit("{call}")
-            .with_callback(move |out| {
-                if let (Some(places), Some(waiting)) = (seen.upgrade(), seen_waiting.upgrade()) {
-                    let of = |state| [KeyValue::new("name", name), KeyValue::new("state", state)];
-                    out.observe(calls.saturating_sub(places.available_permits()) as i64, &of("active"));
-                    out.observe(waiting.load(Ordering::Relaxed) as i64, &of("waiting"));
-                }
-            })
-            .build();
-        let rejected = meter.u64_counter("firstfall.bulkhead.rejected").with_unit("{call}").build();
+        let rejected = late(move || {
+            meter()
+                .i64_observable_up_down_counter("firstfall.bulkhead.calls")
+                .with_unit("{call}")
+                .with_callback(move |out| {
+                    if let (Some(places), Some(waiting)) = (seen.upgrade(), seen_waiting.upgrade()) {
+                        let of = |state| [KeyValue::new("name", name), KeyValue::new("state", state)];
+                        out.observe(calls.saturating_sub(places.available_permits()) as i64, &of("active"));
+                        out.observe(waiting.load(Ordering::Relaxed) as i64, &of("waiting"));
+                    }
+                })
+                .build();
+            meter().u64_counter("firstfall.bulkhead.rejected").with_unit("{call}").build()
+        });
         Bulkhead { name, places, waiting, waiting_max: calls, rejected }
     }
 
@@ -87,6 +92,8 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let (inner, bulkhead) = (self.inner.clone(), self.bulkhead.clone());
+        // Seen from the first call on.
+        LazyLock::force(&bulkhead.rejected);
         Box::pin(async move {
             let free = bulkhead.places.clone().try_acquire_owned().ok();
             let place = match free {

@@ -22,9 +22,9 @@ mod bulkhead;
 mod retry;
 mod timeout;
 
-pub use breaker::{Breaker, Broken};
+pub use breaker::{Breaker, Broken, Errors, Failed};
 pub use bulkhead::{Bulked, Bulkhead};
-pub use retry::{Retried, Retry, is_idempotent};
+pub use retry::{Always, Retried, Retry, When, is_idempotent};
 pub use timeout::{Timed, Timeout};
 
 use std::future::Future;

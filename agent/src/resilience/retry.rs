@@ -1,8 +1,9 @@
 //! Retries: within a budget, with jitter, and only of what may be done twice.
 
 use super::{ATTEMPT, Answer, chance};
+use crate::late::{Late, counter};
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
-use opentelemetry::{KeyValue, global};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,15 +22,17 @@ pub struct Retry<W = Always> {
     budget: f64,
     tokens: Arc<Mutex<f64>>,
     when: W,
-    made: Counter<u64>,
+    made: Late<Counter<u64>>,
 }
 
 /// Retries whatever ends with an error.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Always;
 
-/// Says whether a call that came out so may be made again.
+/// Says whether a call that came out so may be made again: a function of the request and its outcome, `|request, result| …`.
 pub trait When<Req, R, E> {
+    /// Whether it may.
     fn again(&self, request: &Req, result: &Result<R, E>) -> bool;
 }
 
@@ -49,33 +52,34 @@ where
 }
 
 impl Retry {
+    /// `name` stands in events and metrics, and tells this one from others.
     pub fn new(name: &'static str) -> Retry {
-        let made = global::meter("firstfall-agent").u64_counter("firstfall.retry.attempts").with_unit("{attempt}").build();
+        let made = counter("firstfall.retry.attempts", "{attempt}");
         let backoff = (Duration::from_millis(50), Duration::from_secs(2));
         Retry { name, attempts: 3, backoff, budget: 0.2, tokens: Arc::new(Mutex::new(TOKENS_MAX)), when: Always, made }
     }
 }
 
 impl<W> Retry<W> {
-    /// How often a call is made at most, the first time included.
+    /// How often a call is made at most, the first time included: three times unless told otherwise, once at least.
     pub fn attempts(mut self, attempts: u32) -> Retry<W> {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// The longest pause before the second attempt, doubled for each one after, up to the last.
+    /// The longest pause before the second attempt, doubled for each one after, up to the last; 50 ms and 2 s unless told otherwise.
     pub fn backoff(mut self, first: Duration, last: Duration) -> Retry<W> {
         self.backoff = (first, last);
         self
     }
 
-    /// Retries as a part of all calls, from 0 to 1.
+    /// Retries as a part of all calls, from 0 to 1; a fifth unless told otherwise.
     pub fn budget(mut self, share: f64) -> Retry<W> {
         self.budget = share.clamp(0.0, 1.0);
         self
     }
 
-    /// Only what this says; see [`is_idempotent`] for HTTP.
+    /// Only what this says, a function such as `|request: &Request, result: &Result<Response, Error>| …`; see [`is_idempotent`] for HTTP. Requests have to be `Clone + Sync`.
     pub fn when<F>(self, when: F) -> Retry<F> {
         let Retry { name, attempts, backoff, budget, tokens, made, .. } = self;
         Retry { name, attempts, backoff, budget, tokens, when, made }
@@ -149,7 +153,7 @@ where
                 let result = ATTEMPT.scope(attempt, inner.clone().oneshot(request.clone())).await;
                 let again = retry.when.again(&request, &result);
                 if attempt > 0 || again {
-                    let outcome = if again { "failed" } else { "succeeded" };
+                    let outcome = if again || result.is_err() { "failed" } else { "succeeded" };
                     let of = [
                         KeyValue::new("name", retry.name),
                         KeyValue::new("attempt", i64::from(attempt) + 1),

@@ -1,8 +1,9 @@
 //! A time limit for each call.
 
 use super::{Answer, Failure};
+use crate::late::{Late, counter};
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
-use opentelemetry::{KeyValue, global};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tower::{Layer, Service};
@@ -12,12 +13,13 @@ use tower::{Layer, Service};
 pub struct Timeout {
     name: &'static str,
     limit: Duration,
-    expired: Counter<u64>,
+    expired: Late<Counter<u64>>,
 }
 
 impl Timeout {
+    /// `name` stands in events and metrics, and tells this one from others.
     pub fn new(name: &'static str, limit: Duration) -> Timeout {
-        let expired = global::meter("firstfall-agent").u64_counter("firstfall.timeout.expired").with_unit("{call}").build();
+        let expired = counter("firstfall.timeout.expired", "{call}");
         Timeout { name, limit, expired }
     }
 }
