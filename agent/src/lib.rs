@@ -34,6 +34,8 @@ mod export;
 mod late;
 mod lean;
 mod messaging;
+#[cfg(not(feature = "prometheus"))]
+mod missing;
 mod operation;
 mod panics;
 mod processors;
