@@ -2,6 +2,7 @@
 
 use crate::body::{Watch, Watched};
 use crate::late::{Late, late, meter, seconds};
+use crate::lean::RecordNumber;
 use crate::series::Series;
 use crate::within::{HasSpan, Within};
 use http::{HeaderMap, Response};
@@ -117,7 +118,7 @@ pub(crate) struct Target {
     pub place: Option<String>,
     pub port: Option<u16>,
     /// Service and method of gRPC.
-    pub rpc: Option<(String, String)>,
+    pub rpc: Option<Box<(String, String)>>,
 }
 
 impl Target {
@@ -128,7 +129,7 @@ impl Target {
         let place = if side == Side::Server { "http.route" } else { "server.address" };
         attributes.extend(self.place.as_ref().map(|at| KeyValue::new(place, at.clone())));
         attributes.extend(self.port.map(|port| KeyValue::new("server.port", i64::from(port))));
-        if let Some((service, method)) = &self.rpc {
+        if let Some((service, method)) = self.rpc.as_deref() {
             attributes.push(KeyValue::new("rpc.service", service.clone()));
             attributes.push(KeyValue::new("rpc.method", method.clone()));
         }
@@ -160,7 +161,7 @@ impl Call {
 
     /// The head of the answer is there.
     pub(crate) fn answered(&mut self, status: u16, headers: &HeaderMap) {
-        self.span.record("http.response.status_code", i64::from(status));
+        self.span.record_number("http.response.status_code", status.into());
         self.status = Some(status);
         // For a client 4xx is a failure too, as the conventions ask.
         if status >= if self.instruments.side == Side::Server { 500 } else { 400 } {
@@ -174,7 +175,7 @@ impl Call {
     /// In the trailers, or in the head of an answer that has nothing else.
     fn grpc_status(&mut self, headers: &HeaderMap) {
         let Some(status) = headers.get("grpc-status").and_then(|status| status.to_str().ok()?.parse::<i64>().ok()) else { return };
-        self.span.record("rpc.grpc.status_code", status);
+        self.span.record_number("rpc.grpc.status_code", status);
         self.rpc_status = Some(status);
         // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS are the server's; the rest the caller's.
         let failed = status != 0 && (self.instruments.side == Side::Client || matches!(status, 2 | 4 | 12..=15));

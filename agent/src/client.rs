@@ -84,7 +84,7 @@ fn begin(instruments: &Arc<Instruments>, called: &Called<'_>) -> Call {
         version: None,
         place: Some(called.host).filter(|host| !host.is_empty()).map(str::to_owned),
         port: called.port,
-        rpc: rpc.map(|(service, method)| (service.to_owned(), method.to_owned())),
+        rpc: rpc.map(|(service, method)| Box::new((service.to_owned(), method.to_owned()))),
     };
     Call::begin(instruments, target, span)
 }

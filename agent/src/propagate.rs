@@ -229,8 +229,9 @@ fn b3(extractor: &dyn Extractor) -> Option<SpanContext> {
     context.is_valid().then_some(context)
 }
 
+const KNOWN: usize = 5;
 /// The names that every request has, or is asked for: they are not read anew each time.
-const NAMES: [http::HeaderName; 5] = [
+static NAMES: [http::HeaderName; KNOWN] = [
     http::HeaderName::from_static(TRACEPARENT),
     http::HeaderName::from_static(TRACESTATE),
     http::HeaderName::from_static(BAGGAGE),
@@ -238,31 +239,59 @@ const NAMES: [http::HeaderName; 5] = [
     http::HeaderName::from_static("x-b3-traceid"),
 ];
 
-/// Reads headers, all values of a name.
-pub(crate) struct Headers<'a>(pub &'a http::HeaderMap);
+/// Reads headers, all values of a name. Those that every request is asked for are found in one pass.
+pub(crate) struct Headers<'a> {
+    all: &'a http::HeaderMap,
+    /// How many values each of [`NAMES`] has, and the first one.
+    known: [(u32, Option<&'a http::HeaderValue>); KNOWN],
+}
 
-impl Headers<'_> {
-    fn all(&self, key: &str) -> http::header::GetAll<'_, http::HeaderValue> {
-        match NAMES.iter().find(|name| name.as_str() == key) {
-            Some(name) => self.0.get_all(name),
-            None => self.0.get_all(key),
+impl<'a> Headers<'a> {
+    pub fn of(all: &'a http::HeaderMap) -> Headers<'a> {
+        let mut known = [(0, None); KNOWN];
+        for (name, value) in all {
+            let at = match name.as_str() {
+                TRACEPARENT => 0,
+                TRACESTATE => 1,
+                BAGGAGE => 2,
+                "b3" => 3,
+                "x-b3-traceid" => 4,
+                _ => continue,
+            };
+            let (count, first) = &mut known[at];
+            *count += 1;
+            first.get_or_insert(value);
         }
+        Headers { all, known }
+    }
+
+    fn known(&self, key: &str) -> Option<(u32, Option<&'a http::HeaderValue>)> {
+        NAMES.iter().position(|name| name.as_str() == key).map(|at| self.known[at])
     }
 }
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.all(key).iter().next()?.to_str().ok()
+        match self.known(key) {
+            Some((_, first)) => first?.to_str().ok(),
+            None => self.all.get(key)?.to_str().ok(),
+        }
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(http::HeaderName::as_str).collect()
+        self.all.keys().map(http::HeaderName::as_str).collect()
     }
 
     fn get_all(&self, key: &str) -> Option<Vec<&str>> {
         // One that is no text is a broken one: as text it is none that any rule takes.
-        let all: Vec<&str> = self.all(key).iter().map(|value| value.to_str().unwrap_or("\u{0}")).collect();
-        (!all.is_empty()).then_some(all)
+        match self.known(key) {
+            Some((0, _)) => None,
+            Some((1, Some(value))) => Some(vec![value.to_str().unwrap_or("\u{0}")]),
+            _ => {
+                let all: Vec<&str> = self.all.get_all(key).iter().map(|value| value.to_str().unwrap_or("\u{0}")).collect();
+                (!all.is_empty()).then_some(all)
+            }
+        }
     }
 }
 
@@ -290,7 +319,7 @@ mod tests {
             map.append(HeaderName::from_bytes(name.as_bytes()).expect("a name"), HeaderValue::from_str(value).expect("a value"));
         }
         let all = Propagation::new(&[Propagator::TraceContext, Propagator::Baggage, Propagator::B3]);
-        all.extract_with_context(&Context::new(), &Headers(&map))
+        all.extract_with_context(&Context::new(), &Headers::of(&map))
     }
 
     fn extract(headers: &[(&str, &str)]) -> Option<SpanContext> {

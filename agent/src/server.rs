@@ -89,7 +89,7 @@ where
     }
 
     fn call(&mut self, request: Request<In>) -> Self::Future {
-        let parent = global::get_text_map_propagator(|p| p.extract(&Headers(request.headers())));
+        let parent = global::get_text_map_propagator(|p| p.extract(&Headers::of(request.headers())));
         let method = Method::of(request.method());
         #[cfg(feature = "axum")]
         let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
@@ -146,7 +146,7 @@ where
         // Around it the caller's context, so that trace and baggage go on where nothing of this service is exported.
         let around = (span.is_disabled() || has_baggage).then(Context::current);
         drop(attached);
-        let rpc = rpc.map(|(service, method)| (service.to_owned(), method.to_owned()));
+        let rpc = rpc.map(|(service, method)| Box::new((service.to_owned(), method.to_owned())));
         let target = Target { method, scheme: Some(scheme), version: Some(version), place: route, port: None, rpc };
         let call = Call::begin(&self.layer.instruments, target, span);
         let head_only = request.method() == http::Method::HEAD;

@@ -1,6 +1,6 @@
 //! What code asks of a span of `tracing` in OpenTelemetry's words.
 
-use super::state::State;
+use super::state::{IntoSpan, State};
 use super::{Alone, Lean};
 use crate::wire::{self, Item};
 use opentelemetry::trace::{SpanContext, TraceContextExt};
@@ -33,6 +33,25 @@ fn with_state<R>(span: &Span, change: impl FnOnce(&Lean, &Id, &mut State) -> R) 
         lean.spans.with(id, |state| change(lean, id, state))
     })
     .flatten()
+}
+
+/// For the agent's own calls.
+pub(crate) trait RecordNumber {
+    /// Records a field of the span: the lean layer needs one look-up for it, where a value of the service's is shown by code of its own first.
+    fn record_number(&self, field: &'static str, value: i64);
+}
+
+impl RecordNumber for Span {
+    fn record_number(&self, field: &'static str, value: i64) {
+        let recorded = with_state(self, |_, _, state| {
+            if let Some(field) = state.code.fields().field(field) {
+                IntoSpan(state).put(&field, &Item::Int(value));
+            }
+        });
+        if recorded.is_none() {
+            self.record(field, value);
+        }
+    }
 }
 
 impl SpanExt for Span {

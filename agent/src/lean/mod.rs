@@ -13,6 +13,7 @@ mod table;
 use crate::export::{Exporter, Signal};
 use crate::sampling::{Sampling, with_threshold};
 use crate::wire;
+pub(crate) use ext::RecordNumber;
 pub use ext::SpanExt;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry::{Context, ContextGuard, InstrumentationScope};

@@ -273,7 +273,7 @@ pub(super) struct IntoSpan<'a>(pub &'a mut State);
 
 impl IntoSpan<'_> {
     /// Writes a value unless it is one of the fields that say something of the span itself.
-    fn put(&mut self, field: &Field, value: &Item<'_>) {
+    pub fn put(&mut self, field: &Field, value: &Item<'_>) {
         let state = &mut *self.0;
         if field.name().starts_with("otel.") && state.say(field.name(), value) {
             return;
