@@ -1,7 +1,7 @@
 //! What server and client layers share: names, metrics, and the measurement of one call from its head to its last byte.
 
 use crate::body::{Watch, Watched};
-use crate::late::{Late, late, meter, seconds};
+use crate::late::{Late, histogram, late, meter};
 use crate::lean::RecordNumber;
 use crate::series::Series;
 use crate::within::{HasSpan, Within};
@@ -41,10 +41,7 @@ pub(crate) struct Instruments {
 impl Instruments {
     pub fn new(side: Side) -> Arc<Instruments> {
         let server = side == Side::Server;
-        let series = |name| {
-            let histogram = seconds(name, &BUCKETS);
-            late(move || Series::new(histogram.clone()))
-        };
+        let series = |name| late(move || Series::new(histogram(name, &BUCKETS)));
         Arc::new(Instruments {
             side,
             http: series(if server { "http.server.request.duration" } else { "http.client.request.duration" }),
@@ -147,16 +144,30 @@ pub struct Call {
     status: Option<u16>,
     rpc_status: Option<i64>,
     error: Option<Cow<'static, str>>,
+    /// Among those that are under way.
+    counted_active: bool,
     ended: bool,
 }
 
 impl Call {
     pub(crate) fn begin(instruments: &Arc<Instruments>, target: Target, span: Span) -> Call {
-        if let (Some(active), Some(scheme)) = (&instruments.active, target.scheme) {
+        let active = instruments.active.as_ref().and_then(Late::get).zip(target.scheme);
+        if let Some((active, scheme)) = active {
             active.add(target.method, scheme, 1);
         }
+        let counted_active = active.is_some();
         let instruments = instruments.clone();
-        Call { instruments, target, started: Instant::now(), span, status: None, rpc_status: None, error: None, ended: false }
+        Call {
+            instruments,
+            target,
+            started: Instant::now(),
+            span,
+            status: None,
+            rpc_status: None,
+            error: None,
+            counted_active,
+            ended: false,
+        }
     }
 
     /// The head of the answer is there.
@@ -250,19 +261,22 @@ impl Drop for Call {
             self.span.record("error.type", "cancelled");
             self.error = Some("cancelled".into());
         }
-        if let (Some(active), Some(scheme)) = (&self.instruments.active, self.target.scheme) {
+        let active = self.instruments.active.as_ref().and_then(Late::get).zip(self.target.scheme);
+        if let Some((active, scheme)) = active.filter(|_| self.counted_active) {
             active.add(self.target.method, scheme, -1);
         }
         let took = self.started.elapsed().as_secs_f64();
+        let Instruments { http, rpc, .. } = &*self.instruments;
+        let (Some(http), Some(rpc)) = (http.get(), rpc.get()) else { return };
         if self.target.rpc.is_some() {
-            return self.instruments.rpc.record_any(took, &self.attributes());
+            return rpc.record_any(took, &self.attributes());
         }
         // What is counted most often has its place; a failure without a status is rare, or should be.
         let target = &self.target;
         let usual = self.status.filter(|_| self.error.as_ref().is_none_or(|error| error.bytes().all(|digit| digit.is_ascii_digit())));
-        let Some(status) = usual else { return self.instruments.http.record_any(took, &self.attributes()) };
+        let Some(status) = usual else { return http.record_any(took, &self.attributes()) };
         let rest = (target.method.attribute(), target.scheme, target.version, target.port, status);
-        self.instruments.http.record(took, target.place.as_deref().unwrap_or(""), rest, || self.attributes());
+        http.record(took, target.place.as_deref().unwrap_or(""), rest, || self.attributes());
     }
 }
 

@@ -76,26 +76,29 @@ impl Agent {
         let ids = RandomIdGenerator::default();
         let (trace, span) = (ids.new_trace_id(), ids.new_span_id());
         let resource = resource::of(self);
-        let mut sender = Sender::new(&settings);
         for (signal, what, body) in [
             (Signal::Spans, "a span", spans(&wire::resource(&resource), trace, span)),
             (Signal::Logs, "a log record", logs(&wire::resource(&resource), trace, span)),
             (Signal::Metrics, "a data point", points(&resource)),
         ] {
             let address = shown(&settings.addresses[signal as usize]);
-            let problem = match sender.send(signal, &body, LIMIT, true) {
+            // On a thread of its own: gRPC runs on a runtime, and whoever calls may be within one.
+            let asked = std::thread::scope(|threads| threads.spawn(|| Sender::new(&settings).send(signal, &body, LIMIT, true)).join());
+            let outcome = asked.unwrap_or_else(|_| Outcome::Later { after: None, why: "the sender has panicked".to_owned() });
+            let protocol = settings.protocols[signal as usize].told();
+            let problem = match outcome {
                 Outcome::Done { rejected: 0 } => None,
                 Outcome::Done { .. } => {
                     Some("the collector took the request and rejected what is in it; its log or /settings page says why".to_owned())
                 }
-                Outcome::Refused(why) if why.contains("401") || why.contains("403") => {
+                Outcome::Refused(why) if ["401", "403", "Unauthenticated", "PermissionDenied"].iter().any(|told| why.contains(told)) => {
                     Some(format!("{why}: set OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN"))
                 }
-                Outcome::Refused(why) => Some(format!("{why}: is this the address of {}?", settings.protocols[signal as usize].told())),
+                Outcome::Refused(why) => Some(format!("{why}: is this the address of {protocol}?")),
                 Outcome::Later { why, .. } if why.contains("InvalidContentType") => {
                     Some(format!("{why}: it seems to speak http, not https"))
                 }
-                Outcome::Later { why, .. } => Some(format!("{why}: does the collector run, and is {address} its address?")),
+                Outcome::Later { why, .. } => Some(format!("{why}: does the collector run, and is {address} its address for {protocol}?")),
             };
             checks.push(Check { what: format!("{what} to {address}"), problem });
         }

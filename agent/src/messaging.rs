@@ -210,7 +210,7 @@ impl<'a> Message<'a> {
             span.set_otel_parent(parent.clone());
         }
         let attributes = self.what.attributes("process");
-        if let Some(time) = self.waited {
+        if let (Some(time), Some(waited)) = (self.waited, waited.get()) {
             waited.record(time.as_secs_f64(), &attributes);
         }
         (Operation::begin(span, processed, attributes), around)

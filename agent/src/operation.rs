@@ -1,5 +1,6 @@
 //! Something that takes time and goes well or not: a query, a message. It is a span and a measurement of a histogram, both with how it went.
 
+use crate::late::Late;
 use crate::within::{HasSpan, Within};
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{Context, KeyValue};
@@ -13,7 +14,7 @@ use tracing::Span;
 pub(crate) struct Operation {
     span: Span,
     started: Instant,
-    histogram: Histogram<f64>,
+    histogram: Late<Histogram<f64>>,
     attributes: Vec<KeyValue>,
     error: Option<&'static str>,
     ended: bool,
@@ -27,7 +28,7 @@ impl HasSpan for Operation {
 
 impl Operation {
     /// The span has empty fields `error.type`, `otel.status_code` and `otel.status_description`.
-    pub fn begin(span: Span, histogram: &Histogram<f64>, attributes: Vec<KeyValue>) -> Operation {
+    pub fn begin(span: Span, histogram: &Late<Histogram<f64>>, attributes: Vec<KeyValue>) -> Operation {
         Operation { span, started: Instant::now(), histogram: histogram.clone(), attributes, error: None, ended: false }
     }
 
@@ -73,7 +74,9 @@ impl Drop for Operation {
             }
         }
         self.attributes.extend(self.error.map(|kind| KeyValue::new("error.type", kind)));
-        self.histogram.record(self.started.elapsed().as_secs_f64(), &self.attributes);
+        if let Some(histogram) = self.histogram.get() {
+            histogram.record(self.started.elapsed().as_secs_f64(), &self.attributes);
+        }
     }
 }
 

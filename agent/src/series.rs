@@ -1,6 +1,5 @@
 //! The series of a histogram that calls are counted in, each bound to its attributes once: what is measured then is not looked up by every key and value.
 
-use crate::late::Late;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{BoundHistogram, Histogram};
 use std::collections::HashMap;
@@ -21,12 +20,12 @@ struct Bound {
 
 #[derive(Debug)]
 pub(crate) struct Series {
-    histogram: Late<Histogram<f64>>,
+    histogram: Histogram<f64>,
     bound: RwLock<Bound>,
 }
 
 impl Series {
-    pub fn new(histogram: Late<Histogram<f64>>) -> Series {
+    pub fn new(histogram: Histogram<f64>) -> Series {
         Series { histogram, bound: RwLock::default() }
     }
 

@@ -62,7 +62,7 @@ impl Reader<'_> {
         let value = parse(&text);
         if value.is_none() {
             // A header may hold a secret, and so may an address.
-            let shown = if name.ends_with("_HEADERS") { "its value".to_owned() } else { format!("{:?}", without_password(&text)) };
+            let shown = if name.ends_with("_HEADERS") { "its value".to_owned() } else { format!("{:?}", shown(&text)) };
             self.problems.push(format!("{name}: {shown} is not {expected}; it is left out"));
         }
         value
@@ -73,17 +73,11 @@ impl Reader<'_> {
     }
 }
 
-fn without_password(text: &str) -> &str {
-    text.rsplit_once('@').map_or(text, |(_, rest)| rest)
-}
-
 /// An address without what may be secret in it.
 pub(crate) fn shown(address: &str) -> String {
     let bare = address.split('?').next().unwrap_or(address);
-    match (bare.split_once("://"), bare.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://{rest}"),
-        _ => bare.to_owned(),
-    }
+    let Some((before, rest)) = bare.rsplit_once('@') else { return bare.to_owned() };
+    before.split_once("://").map_or_else(|| rest.to_owned(), |(scheme, _)| format!("{scheme}://{rest}"))
 }
 
 #[cfg(feature = "_tls")]
@@ -218,16 +212,16 @@ impl Settings {
         let address = |text: &str| is_address(text).then(|| text.trim_end_matches('/').to_owned());
         let mut base = agent.endpoint.as_ref().map(|base| base.trim_end_matches('/').to_owned());
         if let Some(wrong) = base.take_if(|base| !is_address(base)) {
-            reader.problems.push(format!("endpoint: {wrong:?} is not {ADDRESS}; {} is used", agent.protocol.endpoint()));
+            reader.problems.push(format!("endpoint: {:?} is not {ADDRESS}; {} is used", shown(&wrong), agent.protocol.endpoint()));
         }
         let mut base = reader.read(&["OTEL_EXPORTER_OTLP_ENDPOINT"], ADDRESS, address).or(base);
         let of_one_signal =
             |base: &str| ["/v1/traces", "/v1/logs", "/v1/metrics"].iter().find_map(|path| base.strip_suffix(path).map(str::to_owned));
         if let Some(bare) = base.as_deref().and_then(of_one_signal) {
-            reader.problems.push(format!(
-                "endpoint: {:?} is the address of one signal, where the base is meant; {bare} is used",
-                base.unwrap_or_default()
-            ));
+            let told = base.as_deref().map(shown).unwrap_or_default();
+            reader
+                .problems
+                .push(format!("endpoint: {told:?} is the address of one signal, where the base is meant; {} is used", shown(&bare)));
             base = Some(bare);
         }
         let protocol = reader.read(&["OTEL_EXPORTER_OTLP_PROTOCOL"], PROTOCOLS, protocol).unwrap_or(agent.protocol);
@@ -292,10 +286,6 @@ impl Settings {
         let levels = "a level: off, error, warn, info, debug, trace";
         let level = reader.read(&["FIRSTFALL_AGENT_LEVEL"], levels, |text| text.parse().ok()).unwrap_or(agent.level);
         let spool = reader.text("FIRSTFALL_AGENT_SPOOL").map(PathBuf::from).or_else(|| agent.spool.clone());
-        if let Some(Err(error)) = spool.as_ref().map(std::fs::create_dir_all) {
-            let folder = spool.as_deref().unwrap_or(std::path::Path::new("")).display();
-            reader.problems.push(format!("the spool {folder}: {error}; items wait in memory only"));
-        }
         let bytes = |text: &str| text.parse().ok().filter(|bytes| *bytes >= QUEUE_BYTES_MIN);
         let queue_bytes =
             reader.read(&["FIRSTFALL_AGENT_QUEUE_BYTES"], "a number of bytes, 65536 or more", bytes).unwrap_or(agent.queue_bytes);

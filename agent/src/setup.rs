@@ -9,7 +9,7 @@ use crate::propagate::Propagation;
 use crate::sampling::{Sampler, Sampling};
 use crate::settings::{LONGEST, Settings};
 use crate::within::OWN_TARGET;
-use crate::{panics, resource, runtime, wire};
+use crate::{late, panics, resource, runtime, wire};
 use opentelemetry::global;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
@@ -22,7 +22,6 @@ use tracing::{Metadata, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{self, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// How long dropping the guard may take: an orchestrator's grace period is usually ten seconds or more.
@@ -51,9 +50,7 @@ impl Agent {
     /// Sets all up. What is wrong is told on stderr and by [`Telemetry::problems`]; the service goes on with what can be had.
     pub fn init(self) -> Telemetry {
         let (settings, problems) = self.settings();
-        let telemetry = self.set_up(&settings, problems);
-        telemetry.problems.iter().for_each(|problem| crate::complain::complain(problem));
-        telemetry
+        self.set_up(&settings, problems, false)
     }
 
     /// The same for those who would rather not start than start without telemetry. After an error nothing goes on, and another agent may be set up instead.
@@ -66,7 +63,7 @@ impl Agent {
         if !problems.is_empty() {
             return Err(InitError(problems));
         }
-        let mut telemetry = self.set_up(&settings, Vec::new());
+        let mut telemetry = self.set_up(&settings, Vec::new(), true);
         match std::mem::take(&mut telemetry.problems) {
             problems if problems.is_empty() => Ok(telemetry),
             problems => {
@@ -77,26 +74,47 @@ impl Agent {
     }
 
     fn settings(&self) -> (Settings, Vec<String>) {
-        if self.environment_counts {
-            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-            crate::settings::not_looked_at(names).iter().for_each(|told| crate::complain::complain(told));
-        }
         Settings::of(self, &|name| std::env::var(name).ok())
     }
 
-    fn set_up(self, settings: &Settings, problems: Vec<String>) -> Telemetry {
+    /// Goes on with what can be had, unless all must be well: then nothing that others see is set before it is known that it is.
+    fn set_up(self, settings: &Settings, problems: Vec<String>, all_must_be_well: bool) -> Telemetry {
         let mut telemetry = Telemetry { providers: None, problems, done: false, since: Instant::now() };
-        // Also where nothing is exported: whoever calls and whoever is called have a trace all the same.
-        global::set_text_map_propagator(Propagation::new(&settings.propagators));
         if !settings.disabled {
             telemetry.start(&self, settings);
         }
-        if self.subscriber && telemetry.subscriber().try_init().is_err() {
+        let well_so_far = telemetry.problems.is_empty() || !all_must_be_well;
+        if well_so_far && self.subscriber && tracing::subscriber::set_global_default(telemetry.subscriber()).is_err() {
             telemetry.problems.push(HAS_A_SUBSCRIBER.to_owned());
         }
+        if all_must_be_well && !telemetry.problems.is_empty() {
+            return telemetry;
+        }
+        // Also where nothing is exported: whoever calls and whoever is called have a trace all the same.
+        global::set_text_map_propagator(Propagation::new(&settings.propagators));
+        let mut notes = Vec::new();
+        if self.subscriber && take_records_of_log().is_err() {
+            notes.push("records of the `log` crate do not come: the service has set a logger of its own".to_owned());
+        }
+        if self.environment_counts {
+            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+            notes.extend(crate::settings::not_looked_at(names));
+        }
+        telemetry.problems.iter().for_each(|problem| crate::complain::complain(problem));
+        if !notes.is_empty() {
+            // One complaint, since there may not be many.
+            crate::complain::complain(&notes.join("; "));
+        }
+        telemetry.become_global(&self, settings);
         telemetry.since = Instant::now();
         telemetry
     }
+}
+
+/// As `tracing_subscriber` does for its own.
+fn take_records_of_log() -> Result<(), tracing_log::log_tracer::SetLoggerError> {
+    use tracing_log::AsLog;
+    tracing_log::LogTracer::builder().with_max_level(tracing::level_filters::LevelFilter::current().as_log()).init()
 }
 
 const HAS_A_SUBSCRIBER: &str = "the service has set a subscriber of tracing already, and its spans and events do not come to the agent: call \
@@ -140,6 +158,10 @@ impl std::fmt::Debug for Telemetry {
 impl Telemetry {
     fn start(&mut self, agent: &Agent, settings: &Settings) {
         let resource = resource::of(agent);
+        if let Some(Err(error)) = settings.spool.as_deref().map(crate::export::create_folder) {
+            let folder = settings.spool.as_deref().unwrap_or(std::path::Path::new("")).display();
+            self.problems.push(format!("the spool {folder}: {error}; items wait in memory only"));
+        }
         let exporter = match Exporter::start(settings, wire::resource(&resource)) {
             Ok(exporter) => exporter,
             Err(error) => {
@@ -179,16 +201,6 @@ impl Telemetry {
             }
         }
         let (tracer, logger, meter) = (tracer.build(), logger.build(), meter.build());
-        global::set_tracer_provider(tracer.clone());
-        global::set_meter_provider(meter.clone());
-        runtime::export_metrics(&exporter);
-        if agent.runtime_metrics {
-            runtime::process_metrics();
-            runtime::tokio_metrics();
-        }
-        if agent.panics && logs {
-            panics::report();
-        }
         self.providers = Some(Providers {
             exporter,
             tracer,
@@ -204,6 +216,24 @@ impl Telemetry {
             #[cfg(feature = "prometheus")]
             exposed,
         });
+    }
+
+    /// From here on the rest of the process sees it.
+    fn become_global(&self, agent: &Agent, settings: &Settings) {
+        let Some(providers) = &self.providers else { return };
+        // OpenTelemetry says that it is set up, which nobody has asked for.
+        let _quiet = crate::export::silence();
+        global::set_tracer_provider(providers.tracer.clone());
+        global::set_meter_provider(providers.meter.clone());
+        late::meters_are_there();
+        runtime::export_metrics(&providers.exporter);
+        if agent.runtime_metrics {
+            runtime::process_metrics();
+            runtime::tokio_metrics();
+        }
+        if agent.panics && settings.wanted[Signal::Logs as usize] {
+            panics::report();
+        }
     }
 
     /// What was wrong with the settings, in sentences that name them. Empty when all is well.

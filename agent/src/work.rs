@@ -72,8 +72,10 @@ where
 {
     let (span, context) = (Span::current(), Context::current());
     move || {
+        // The span first: what else is in the context goes over what the span came with.
+        let _span = span.enter();
         let _context = context.attach();
-        span.in_scope(work)
+        work()
     }
 }
 
@@ -93,8 +95,9 @@ impl<T> Carried<T> {
 
     /// Works on it in the span in which it was sent.
     pub fn work<R>(self, work: impl FnOnce(T) -> R) -> R {
+        let _span = self.span.enter();
         let _context = self.context.attach();
-        self.span.in_scope(|| work(self.value))
+        work(self.value)
     }
 
     /// The same for work that waits.

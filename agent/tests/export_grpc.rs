@@ -87,6 +87,11 @@ impl Serving {
         (self.collector, self.address)
     }
 
+    /// Within a runtime another one may not be waited for.
+    fn stop_from_elsewhere(self) {
+        self.runtime.shutdown_background();
+    }
+
     fn agent(&self) -> Agent {
         Agent::new("t")
             .protocol(Protocol::Grpc)
@@ -194,15 +199,19 @@ fn a_collector_that_hangs_or_is_not_there_neither_holds_up_the_service_nor_its_e
     }
 }
 
-/// The place that OTLP over HTTP has; a user who mixes them up is told.
-#[test]
-fn the_doctor_tells_the_protocols_apart() {
+/// The place that OTLP over HTTP has; a user who mixes them up is told. Asked within a runtime, as `main` often is.
+#[tokio::test]
+async fn the_doctor_tells_the_protocols_apart() {
     let collector = support::Collector::start(support::Mood::Well);
     let over_grpc = Agent::new("t").protocol(Protocol::Grpc).endpoint(&collector.url()).without_environment().doctor();
     assert!(!over_grpc.is_well(), "{over_grpc}");
-    let serving = Serving::start(Mood::Well);
+    let serving = tokio::task::spawn_blocking(|| Serving::start(Mood::Well)).await.expect("it starts");
     let well = serving.agent().without_environment().doctor();
     let of = |what: &str| well.checks.iter().find(|check| check.what.starts_with(what)).expect("it was looked at");
     assert_eq!(of("a span").problem, None, "{well}");
     assert!(of("a log record").problem.as_ref().is_some_and(|why| why.contains("Unimplemented")), "{well}");
+    serving.collector.set(Mood::Says(Code::Unauthenticated));
+    let unknown = serving.agent().without_environment().doctor();
+    assert!(unknown.to_string().contains("OTEL_EXPORTER_OTLP_HEADERS"), "{unknown}");
+    serving.stop_from_elsewhere();
 }

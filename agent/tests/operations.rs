@@ -154,6 +154,34 @@ fn a_message_is_sampled_as_its_sender_was() {
     }
 }
 
+/// Also when the call has been entered before, as it is at every poll.
+#[test]
+fn what_is_current_within_a_call_goes_along_to_other_threads() {
+    use opentelemetry::baggage::BaggageExt;
+    use opentelemetry::trace::{FutureExt, TraceContextExt};
+    use opentelemetry::{Context, KeyValue};
+    let collector = Collector::start(Mood::Well);
+    for lean in [false, true] {
+        let telemetry = start(&collector, lean, |agent| agent);
+        let _default = tracing::subscriber::set_default(telemetry.subscriber());
+        let within = || {
+            let current = Context::current();
+            let user = current.baggage().get("user").map(ToString::to_string);
+            (user, current.span().span_context().span_id())
+        };
+        let call = async {
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            let around = within().1;
+            let elsewhere = async { firstfall_agent::spawn_thread(within).join().expect("it does not panic") };
+            let with_user = Context::current().with_baggage([KeyValue::new("user", "ann")]);
+            Ok::<_, std::fmt::Error>((around, elsewhere.with_context(with_user).await))
+        };
+        let (around, (user, span)) = block_on(Database::new("sqlite").query("SELECT", "t").run(call)).expect("it goes well");
+        assert_eq!((user.as_deref(), span), (Some("ann"), around), "lean: {lean}");
+    }
+}
+
 #[cfg(feature = "prometheus")]
 #[test]
 fn queries_and_messages_are_measured() {

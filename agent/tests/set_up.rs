@@ -69,6 +69,34 @@ fn what_is_said_on_stderr_is_said_to_those_whom_it_concerns() {
     assert_eq!(panics.matches("so it is").count(), 1, "the hook that was there says it, and nobody else: {panics}");
 }
 
+/// A callback of the service's that asks its database is the first to use it, while the meter is held.
+#[cfg(feature = "prometheus")]
+#[test]
+fn a_callback_may_use_what_measures() {
+    use firstfall_agent::{Database, opentelemetry::global};
+    let database = Database::new("sqlite");
+    let telemetry = Agent::new("t").endpoint("http://127.0.0.1:9").without_runtime_metrics().with_exposition().init();
+    let asked = move || database.query("SELECT", "t").run_blocking(|| Ok::<_, std::fmt::Error>(7));
+    let meter = global::meter("shop");
+    let gauge = meter.u64_observable_gauge("waiting").with_callback(move |out| out.observe(asked().unwrap_or(0), &[]));
+    let _ = gauge.build();
+    let shown = std::thread::spawn(move || (telemetry.exposition(), telemetry.exposition()));
+    support::wait_for("the exposition", || shown.is_finished());
+    let (_, shown) = shown.join().expect("it does not panic");
+    assert!(shown.contains("waiting") && shown.contains("db_client_operation_duration_seconds_count"), "{shown}");
+}
+
+#[test]
+fn what_lies_in_an_address_is_not_told() {
+    for endpoint in ["https://ann:s3cret@c.example", "http://ann:s3cret@c.example/v1/traces", "c.example?token=s3cret"] {
+        let error = Agent::new("t").endpoint(endpoint).try_init();
+        let told = error.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(!told.contains("s3cret"), "{told}");
+        let found = Agent::new("t").endpoint(endpoint).doctor().to_string();
+        assert!(!found.contains("s3cret"), "{found}");
+    }
+}
+
 /// What counts and measures is often a static, or made before the guard.
 #[cfg(all(feature = "axum", feature = "prometheus"))]
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::agent::Compression;
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use prost::Message;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -71,49 +71,57 @@ fn method(signal: Signal) -> PathAndQuery {
 }
 
 impl Connection {
-    /// Says what is wrong with the address, which was looked at before.
-    pub fn new(address: &str, headers: &[(String, String)], compression: Compression) -> Result<Connection, String> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| with_causes(&error))?;
-        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| with_causes(&error))?;
-        let endpoint = endpoint.user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION"))).map_err(|error| with_causes(&error))?;
+    /// What becomes of requests where it cannot be had: an address or a header that is none will never do, all else may be better later.
+    pub fn new(address: &str, headers: &[(String, String)], compression: Compression) -> Result<Connection, Outcome> {
+        let later = |why: String| Outcome::Later { after: None, why };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| later(with_causes(&error)))?;
+        let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|error| Outcome::Refused(with_causes(&error)))?;
+        let endpoint =
+            endpoint.user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION"))).map_err(|error| later(with_causes(&error)))?;
         #[cfg(feature = "_tls")]
         let endpoint = match endpoint.uri().scheme_str() {
             Some("https") => {
                 let tls = tonic::transport::ClientTlsConfig::new().with_native_roots();
-                endpoint.tls_config(tls).map_err(|error| with_causes(&error))?
+                endpoint.tls_config(tls).map_err(|error| later(with_causes(&error)))?
             }
             _ => endpoint,
         };
         let mut metadata = MetadataMap::new();
         for (name, value) in headers {
             // Names of gRPC are in small letters; those that end in -bin hold bytes, which no variable can.
-            let name =
-                AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|error| format!("header {name:?}: {error}"))?;
-            let value =
-                AsciiMetadataValue::try_from(value.as_str()).map_err(|_| format!("the value of header {name:?} is no ASCII text"))?;
-            metadata.insert(name, value);
+            let key = AsciiMetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes());
+            let (Ok(key), Ok(value)) = (key, AsciiMetadataValue::try_from(value.as_str())) else {
+                return Err(Outcome::Refused(format!("the header {name:?} and its value are none of gRPC")));
+            };
+            metadata.insert(key, value);
         }
         Ok(Connection { runtime, endpoint, channel: None, headers: metadata, compression })
     }
 
     pub fn send(&mut self, signal: Signal, body: &[u8], limit: Duration) -> Outcome {
+        let until = Instant::now() + limit;
         let body = Bytes::copy_from_slice(body);
         let known = self.channel.take();
         let was_known = known.is_some();
-        let mut answer = self.try_once(known, signal, body.clone(), limit);
+        let mut answer = self.try_once(known, signal, body.clone(), until);
         // A connection that nobody has looked after since the last request may have been closed by the other side.
         if was_known && matches!(answer, Err(Failure::Connection(_))) {
-            answer = self.try_once(None, signal, body, limit);
+            answer = self.try_once(None, signal, body, until);
         }
         match answer {
             Ok(said) => Outcome::Done { rejected: rejected(&said) },
+            Err(Failure::TooMuchSaid) => Outcome::Done { rejected: 0 },
             Err(Failure::Connection(why)) => Outcome::Later { after: None, why },
             Err(Failure::NoAnswer) => Outcome::Later { after: None, why: "no answer in time".to_owned() },
             Err(Failure::Status(status)) => outcome(&status),
         }
     }
 
-    fn try_once(&mut self, channel: Option<Channel>, signal: Signal, body: Bytes, limit: Duration) -> Result<Bytes, Failure> {
+    fn try_once(&mut self, channel: Option<Channel>, signal: Signal, body: Bytes, until: Instant) -> Result<Bytes, Failure> {
+        let limit = until.saturating_duration_since(Instant::now());
+        if limit.is_zero() {
+            return Err(Failure::NoAnswer);
+        }
         let Connection { runtime, endpoint, headers, compression, .. } = self;
         let (channel, answer) = runtime.block_on(async {
             let channel = channel.unwrap_or_else(|| endpoint.connect_lazy());
@@ -142,6 +150,7 @@ impl Connection {
 enum Failure {
     Connection(String),
     NoAnswer,
+    TooMuchSaid,
     /// The collector's.
     Status(Status),
 }
@@ -150,7 +159,10 @@ impl Failure {
     /// tonic makes a status of everything, of any code; what it has not got from the other side has a cause.
     fn of(status: Status) -> Failure {
         match std::error::Error::source(&status) {
+            Some(cause) if causes(cause).any(|cause| cause.is::<tonic::TimeoutExpired>()) => Failure::NoAnswer,
             Some(cause) => Failure::Connection(with_causes(cause)),
+            // It has come, and is longer than anything that is of interest.
+            None if status.code() == Code::OutOfRange && status.message().contains("message length too large") => Failure::TooMuchSaid,
             None => Failure::Status(status),
         }
     }
@@ -171,14 +183,12 @@ fn outcome(status: &Status) -> Outcome {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// `google.rpc.Status`, as far as it is of interest.

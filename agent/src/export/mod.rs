@@ -22,6 +22,8 @@ mod spool;
 
 pub(crate) use counts::Counts;
 pub use counts::{Account, Loss};
+pub(crate) use quiet::silence;
+pub(crate) use spool::create_folder;
 
 use crate::settings::Settings;
 use crate::wire;
@@ -30,6 +32,7 @@ use queue::Queue;
 use send::{Outcome, Sender};
 use spool::{Spool, Spooled};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -251,16 +254,21 @@ const FOR_THE_SPOOL: f64 = 0.2;
 
 impl Courier {
     fn start(settings: &Settings, shared: Arc<Shared>) -> std::io::Result<Courier> {
-        let sender = Sender::new(settings);
+        let mut sender = Sender::new(settings);
+        let settings = settings.clone();
         let (give, jobs) = sync_channel::<Job>(1);
         let (done, take) = sync_channel(1);
         std::thread::Builder::new().name("firstfall-send".to_owned()).spawn(move || {
             step_back();
             let _no_spans_of_our_own = quiet::silence();
             let _no_telemetry = opentelemetry::Context::enter_telemetry_suppressed_scope();
-            let mut sender = sender;
             while let Ok(Job { signal, body, limit, hurry }) = jobs.recv() {
-                let outcome = sender.send(signal, &body, limit, hurry);
+                let sent = catch_unwind(AssertUnwindSafe(|| sender.send(signal, &body, limit, hurry)));
+                // A library has panicked over an answer. Whatever it was in the middle of is not used again.
+                let outcome = sent.unwrap_or_else(|_| {
+                    sender = Sender::new(&settings);
+                    Outcome::Later { after: None, why: "the sender has panicked".to_owned() }
+                });
                 // Not kept until the next one comes.
                 drop(body);
                 shared.note_cpu(1);

@@ -11,7 +11,7 @@ use tracing::{Event, Metadata, Subscriber};
 struct Quiet;
 
 /// As long as the guard lives nothing is heard of this thread.
-pub(super) fn silence() -> DefaultGuard {
+pub(crate) fn silence() -> DefaultGuard {
     tracing::subscriber::set_default(Quiet)
 }
 

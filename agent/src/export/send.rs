@@ -12,7 +12,10 @@ use flate2::write::GzEncoder;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
 use prost::Message;
 use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 /// Answers are a few bytes; a hostile or broken one must not fill the memory.
 pub(super) const ANSWER_MAX: u64 = 64 << 10;
@@ -67,7 +70,7 @@ impl Sender {
         let config = ureq::Agent::config_builder();
         #[cfg(feature = "_tls")]
         let config = config.tls_config(by_the_systems_certificates());
-        let client = config
+        let config = config
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("firstfall-agent/", env!("CARGO_PKG_VERSION")))
@@ -76,8 +79,8 @@ impl Sender {
             .input_buffer_size(HEAD_MAX)
             // A proxy that the environment names is meant for the service's own calls; the collector's address is given to us.
             .proxy(None)
-            .build()
-            .new_agent();
+            .build();
+        let client = ureq::Agent::with_parts(config, DefaultConnector::default(), NumbersAreThere::default());
         Sender {
             client,
             addresses: settings.addresses.clone(),
@@ -89,7 +92,7 @@ impl Sender {
         }
     }
 
-    /// With nobody who waits for it, the request goes out a piece at a time.
+    /// With nobody who waits for it, a request over HTTP goes out a piece at a time.
     pub fn send(&mut self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
         match self.protocols[signal as usize] {
             Protocol::HttpProtobuf => self.over_http(signal, body, limit, hurry),
@@ -106,7 +109,7 @@ impl Sender {
             Some(connection) => connection,
             none => match grpc::Connection::new(&self.addresses[at], &self.headers, self.compression) {
                 Ok(connection) => none.insert(connection),
-                Err(why) => return Outcome::Refused(why),
+                Err(outcome) => return outcome,
             },
         };
         connection.send(signal, body, limit)
@@ -114,17 +117,8 @@ impl Sender {
 
     fn over_http(&self, signal: Signal, body: &[u8], limit: Duration, hurry: bool) -> Outcome {
         let address = &self.addresses[signal as usize];
-        let (config, limit) = (self.client.post(address).config(), Some(limit));
-        // A limit over all of it makes ureq start a thread for each request, which looks up the name: most of what a request costs. A number needs none, and has
-        // limits on its parts.
-        let config = match is_a_number(address) {
-            true => {
-                let sent = config.timeout_connect(limit).timeout_send_request(limit).timeout_send_body(limit);
-                sent.timeout_recv_response(limit).timeout_recv_body(limit)
-            }
-            false => config.timeout_global(limit),
-        };
-        let mut request = config.build().header("content-type", "application/x-protobuf");
+        let config = self.client.post(address).config().timeout_global(Some(limit)).build();
+        let mut request = config.header("content-type", "application/x-protobuf");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -189,11 +183,20 @@ fn by_the_systems_certificates() -> ureq::tls::TlsConfig {
     config.unversioned_rustls_crypto_provider(provider).build()
 }
 
-/// Whether an address has an IP address for its host.
-fn is_a_number(address: &str) -> bool {
-    let uri: Option<http::Uri> = address.parse().ok();
-    let host = uri.as_ref().and_then(http::Uri::host).map(|host| host.trim_matches(['[', ']']));
-    host.is_some_and(|host| host.parse::<std::net::IpAddr>().is_ok())
+/// Looks up names as ureq does: for each request, on a thread of its own, so that it can be given up. Numbers need no thread, which is most of what a request would
+/// cost.
+#[derive(Debug, Default)]
+struct NumbersAreThere(DefaultResolver);
+
+impl Resolver for NumbersAreThere {
+    fn resolve(&self, uri: &http::Uri, config: &ureq::config::Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let host = uri.host().map(|host| host.trim_matches(['[', ']']));
+        let Some(number) = host.and_then(|host| host.parse::<IpAddr>().ok()) else { return self.0.resolve(uri, config, timeout) };
+        let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
+        let mut all = self.empty();
+        all.push(SocketAddr::new(number, port));
+        Ok(all)
+    }
 }
 
 /// Seconds, or a date (RFC 9110).

@@ -39,7 +39,7 @@ pub(crate) struct Spooled {
 }
 
 /// Only for the user that the service runs as: telemetry may hold what others must not see.
-fn create_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn create_folder(path: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

@@ -137,24 +137,28 @@ impl State {
         }
     }
 
-    /// What else is in the context is what came with the span, or what was current when somebody first asked for it. That may be another's the next time, as in a
+    /// What else is in the context is what came with the span, or what was current when it was entered for the second time. That may be another's the next time, as in a
     /// worker's span that is entered for each message; in a call, which is one piece of work, it is not.
     fn may_keep_context(&self) -> bool {
         self.around.is_some() || self.code.target() == OWN_TARGET
     }
 
-    pub fn otel_context(&mut self) -> Context {
-        if !self.may_keep_context() {
-            return self.new_context();
+    /// For whoever asks: with what is current there.
+    pub fn otel_context(&self) -> Context {
+        match &self.context {
+            Some(context) if self.around.is_some() => context.clone(),
+            _ => self.new_context(),
         }
-        let context = self.context.take().unwrap_or_else(|| self.new_context());
-        self.context.insert(context).clone()
     }
 
     /// The context to be attached while it is entered, as a span of a future is at every poll.
     pub fn enter(&mut self) -> Context {
         // Most are entered once.
-        if std::mem::replace(&mut self.was_entered, true) || self.context.is_some() { self.otel_context() } else { self.new_context() }
+        if !std::mem::replace(&mut self.was_entered, true) || !self.may_keep_context() {
+            return self.new_context();
+        }
+        let context = self.context.take().unwrap_or_else(|| self.new_context());
+        self.context.insert(context).clone()
     }
 
     /// What else travels with it from now on. What did before is given back, to be dropped where no lock is held.

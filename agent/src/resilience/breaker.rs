@@ -4,7 +4,7 @@ use super::{Answer, Failure};
 use crate::late::{Late, late, meter};
 use opentelemetry::KeyValue;
 use std::collections::VecDeque;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -52,7 +52,7 @@ pub struct Breaker<F = Errors> {
     pause: Duration,
     trials: u32,
     memory: Arc<Mutex<Memory>>,
-    /// From the first call on.
+    /// Nothing to count with, but it has to be made.
     seen_by_metrics: Late<()>,
     failed: F,
 }
@@ -90,7 +90,7 @@ impl Breaker {
         // Alive for as long as the breaker is; as a gauge for each state, 1 for the one that it is in, which is how dashboards know breakers.
         let seen = Arc::downgrade(&memory);
         let seen_by_metrics = late(move || {
-            let meter = meter();
+            let (meter, seen) = (meter(), seen.clone());
             let state = meter.i64_observable_gauge("firstfall.circuitbreaker.state").with_callback(move |out| {
                 let Some(memory) = seen.upgrade() else { return };
                 let now = lock(&memory).state.name();
@@ -246,7 +246,6 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        LazyLock::force(&self.breaker.seen_by_metrics);
         let Some(turn) = self.breaker.admit() else {
             let name = self.breaker.name;
             tracing::info!(target: "firstfall_agent::breaker", name, "not called: the breaker is open");

@@ -4,8 +4,8 @@ use super::{Answer, Failure};
 use crate::late::{Late, late, meter};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use tokio::sync::Semaphore;
 use tower::{Layer, Service, ServiceExt};
@@ -29,6 +29,7 @@ impl Bulkhead {
         let (places, waiting) = (Arc::new(Semaphore::new(calls)), Arc::new(AtomicUsize::new(0)));
         let (seen, seen_waiting) = (Arc::downgrade(&places), Arc::downgrade(&waiting));
         let rejected = late(move || {
+            let (seen, seen_waiting) = (seen.clone(), seen_waiting.clone());
             meter()
                 .i64_observable_up_down_counter("firstfall.bulkhead.calls")
                 .with_unit("{call}")
@@ -92,8 +93,6 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let (inner, bulkhead) = (self.inner.clone(), self.bulkhead.clone());
-        // Seen from the first call on.
-        LazyLock::force(&bulkhead.rejected);
         Box::pin(async move {
             let free = bulkhead.places.clone().try_acquire_owned().ok();
             let place = match free {
@@ -105,7 +104,9 @@ where
                 }
             };
             let Some(_place) = place else {
-                bulkhead.rejected.add(1, &[KeyValue::new("name", bulkhead.name)]);
+                if let Some(rejected) = bulkhead.rejected.get() {
+                    rejected.add(1, &[KeyValue::new("name", bulkhead.name)]);
+                }
                 tracing::warn!(target: "firstfall_agent::bulkhead", name = bulkhead.name, "turned away: too many are under way and wait");
                 return Err(Failure::Full(bulkhead.name));
             };

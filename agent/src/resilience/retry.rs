@@ -159,7 +159,9 @@ where
                         KeyValue::new("attempt", i64::from(attempt) + 1),
                         KeyValue::new("outcome", outcome),
                     ];
-                    retry.made.add(1, &of);
+                    if let Some(made) = retry.made.get() {
+                        made.add(1, &of);
+                    }
                 }
                 if !again {
                     return result;

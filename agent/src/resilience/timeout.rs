@@ -58,7 +58,9 @@ where
             match tokio::time::timeout(limit, answer).await {
                 Ok(answer) => answer.map_err(Failure::Inner),
                 Err(_) => {
-                    expired.add(1, &[KeyValue::new("name", name)]);
+                    if let Some(expired) = expired.get() {
+                        expired.add(1, &[KeyValue::new("name", name)]);
+                    }
                     tracing::warn!(target: "firstfall_agent::timeout", name, limit_ms = limit.as_millis() as i64, "given up: no answer in time");
                     Err(Failure::TimedOut(limit))
                 }
