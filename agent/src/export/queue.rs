@@ -15,7 +15,7 @@ const SCOPES_MAX: usize = 64;
 /// How large a chunk is. Below 128 KiB allocators keep what is given back.
 const CHUNK: usize = 64 << 10;
 /// Items are encoded into so much memory, again and again the same, which stays in the processor's cache, and then copied away at once. Encoded where they
-/// will wait, they would cost three times as much in a service that does something in between: each line of memory was last another processor's.
+/// will wait, they cost half as much again in a service that does something in between: each line of memory was last another processor's.
 const STAGE: usize = 4 << 10;
 /// With less room than this the next item, which is rarely larger, finds an empty stage.
 const ROOM: usize = 1 << 10;

@@ -25,8 +25,8 @@ const HEAD_MAX: usize = 16 << 10;
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
 /// A request goes out in pieces of this size, with a pause after each unless somebody waits for it. Half a megabyte at once keeps a processor, and the kernel's
-/// part of another one, for half a millisecond, for which every request of the service that is under way then waits; so it is a hundred-odd megabytes a
-/// second at most, and a piece is over before anybody notices.
+/// part of another one, for half a millisecond, for which every request of the service that is under way then waits; so it is some 250 MB a second at
+/// most, and a piece is over before anybody notices.
 const PIECE: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_micros(200);
 
